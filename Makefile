@@ -1,0 +1,54 @@
+# make help lists what there is. Everything is installed into $(VENV), with the exact versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test check format ui clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Create the virtual environment and install the project
+
+demo: install ## Train, evaluate and predict on real data, tracked in MLflow
+	@$(BIN)/bitfount-flows train examples/breast_cancer/job.yaml
+
+test: $(VENV)/.installed-test ## Run all tests
+	@$(BIN)/pytest -n 2 --dist loadscope
+
+check: $(VENV)/.installed-check ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-check ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ui: install ## Open the MLflow UI on the demo's runs
+	@$(BIN)/bitfount-flows ui
+
+clean: ## Remove the virtual environment and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+$(VENV)/bin/python:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the project; the first time takes a few minutes"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the project and what its tests need; the first time takes a few minutes"
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-check: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the project and its checks; the first time takes a few minutes"
+	@$(PIP) --editable '.[check]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,54 @@
+"""Rows: datasource -> schema, datastructure -> split -> prepared numbers -> batches."""
+
+from __future__ import annotations
+
+from bitfount_model.data.dataloaders import BaseLoader, Batch, Order, StepLoader, TabularDataLoader
+from bitfount_model.data.datastructure import DataStructure, FeatureColumns
+from bitfount_model.data.image_loader import ImageDataLoader
+from bitfount_model.data.loading import Loaders, make_loaders, make_prediction_loader
+from bitfount_model.data.preparation import Preparation, encode_features, encode_support, encode_target, fit_preparation
+from bitfount_model.data.schema import BitfountSchema, Column, SemanticType
+from bitfount_model.data.sources import (
+    BaseSource,
+    CSVSource,
+    DataFrameSource,
+    ParquetSource,
+    SklearnSource,
+    SQLSource,
+    digest,
+    source_from_config,
+)
+from bitfount_model.data.splitters import DatasetSplitter, PercentageSplitter, SplitterDefinedInData
+
+__all__ = [
+    "BaseLoader",
+    "BaseSource",
+    "Batch",
+    "BitfountSchema",
+    "CSVSource",
+    "Column",
+    "DataFrameSource",
+    "DataStructure",
+    "DatasetSplitter",
+    "FeatureColumns",
+    "ImageDataLoader",
+    "Loaders",
+    "Order",
+    "ParquetSource",
+    "PercentageSplitter",
+    "Preparation",
+    "SQLSource",
+    "SemanticType",
+    "SklearnSource",
+    "SplitterDefinedInData",
+    "StepLoader",
+    "TabularDataLoader",
+    "digest",
+    "encode_features",
+    "encode_support",
+    "encode_target",
+    "fit_preparation",
+    "make_loaders",
+    "make_prediction_loader",
+    "source_from_config",
+]

@@ -1,0 +1,227 @@
+"""Where rows come from: a file, a database or a DataFrame -> one pandas table; the first station of the data flow.
+
+The index of the table holds the rows' keys. No secret ever leaves a source: `describe` and `repr` mask passwords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bitfount_model.data.base_source import BaseSource, refuse_repeated
+from bitfount_model.data.sql_source import SQLSource
+from bitfount_model.data.table_digest import digest
+from bitfount_model.errors import ConfigurationError, DataSourceError
+
+__all__ = [
+    "BaseSource",
+    "CSVSource",
+    "DataFrameSource",
+    "ParquetSource",
+    "SQLSource",
+    "SklearnSource",
+    "digest",
+    "source_from_config",
+]
+
+_LAYOUT_ARGUMENTS = (
+    "comment", "compression", "delimiter", "dialect", "doublequote", "encoding", "encoding_errors", "escapechar",
+    "quotechar", "quoting", "sep", "skip_blank_lines", "skipinitialspace", "skiprows",
+)  # fmt: skip
+"""Arguments of `pandas.read_csv` that decide where the header's cells are."""
+
+_EXACT_PARSING: Mapping[str, Any] = {
+    "low_memory": False,  # types are inferred from the whole column, not from chunks
+    # from pandas 3.1 exact floats are the default, and asking for them is deprecated
+    **({} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}),
+}
+
+
+class CSVSource(BaseSource):
+    """A CSV file.
+
+    Floats are read exactly (the nearest double of the text) and column types come from the whole file. Cells that
+    pandas takes for missing ("", "NA", "null", ...) are missing; `read_csv_kwargs={"keep_default_na": False}` keeps
+    them as text.
+
+    Args:
+        path: the file.
+        key: the column that becomes the index.
+        read_csv_kwargs: arguments of `pandas.read_csv`.
+    """
+
+    def __init__(
+        self, path: str | Path, key: str | None = None, read_csv_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(key)
+        self.path = Path(path)
+        self.read_csv_kwargs = dict(read_csv_kwargs or {})
+
+    def describe(self) -> dict[str, str]:
+        """Kind and path."""
+        return {"kind": "csv", "path": str(self.path)}
+
+    def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
+        _require_file(self.path, "CSV")
+        try:
+            if not {"names", "header"} & self.read_csv_kwargs.keys():
+                refuse_repeated(self._header(), repr(self))
+            exact = _EXACT_PARSING if self.read_csv_kwargs.get("engine", "c") == "c" else {}
+            frame: pd.DataFrame = pd.read_csv(self.path, **{**exact, **self.read_csv_kwargs})
+        except pd.errors.EmptyDataError as error:
+            raise DataSourceError(f"{self.path}: the file is empty, wanted at least a header line") from error
+        except (UnicodeError, pd.errors.ParserError, ValueError, OSError) as error:
+            raise DataSourceError(
+                f"{self.path}: cannot be read as CSV: {error}; correct the file, or say how it is written "
+                "with read_csv_kwargs (sep, encoding, ...)"
+            ) from error
+        if "index_col" not in self.read_csv_kwargs and not isinstance(frame.index, pd.RangeIndex):
+            raise DataSourceError(f"{self.path}: rows have more cells than the header; correct the header line")
+        return frame
+
+    def _header(self) -> list[str]:
+        layout = {name: self.read_csv_kwargs[name] for name in _LAYOUT_ARGUMENTS if name in self.read_csv_kwargs}
+        first = pd.read_csv(self.path, header=None, nrows=1, dtype=str, keep_default_na=False, **layout)
+        # unnamed cells are numbered by pandas, so only real names can collide
+        return [name for name in first.iloc[0].tolist() if name != ""]
+
+
+class ParquetSource(BaseSource):
+    """A Parquet file, or a folder of them.
+
+    Args:
+        path: the file.
+        key: the column that becomes the index; without it an index that pandas stored in the file is kept.
+    """
+
+    def __init__(self, path: str | Path, key: str | None = None) -> None:
+        super().__init__(key)
+        self.path = Path(path)
+
+    def describe(self) -> dict[str, str]:
+        """Kind and path."""
+        return {"kind": "parquet", "path": str(self.path)}
+
+    def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
+        if not self.path.is_dir():
+            _require_file(self.path, "Parquet")
+        try:
+            return pd.read_parquet(self.path, engine="pyarrow")
+        except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+            raise DataSourceError(
+                f"{self.path}: cannot be read as Parquet: {error}; write the file again, with one column a name"
+            ) from error
+
+
+class DataFrameSource(BaseSource):
+    """A pandas DataFrame in memory; later changes of the caller's frame are not seen.
+
+    Args:
+        data: the table. Its index is the rows' keys where it is unique; otherwise the rows are numbered.
+        key: the column that becomes the index.
+    """
+
+    def __init__(self, data: pd.DataFrame, key: str | None = None) -> None:
+        super().__init__(key)
+        if not isinstance(data, pd.DataFrame):
+            raise DataSourceError(f"DataFrameSource got a {type(data).__name__}, wanted a pandas DataFrame")
+        self.data = data.copy()
+
+    def describe(self) -> dict[str, str]:
+        """Kind and size."""
+        return {"kind": "dataframe", "rows": str(len(self.data)), "columns": str(len(self.data.columns))}
+
+    def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
+        return self.data
+
+
+class SklearnSource(BaseSource):
+    """A data set that scikit-learn carries with it: no download.
+
+    Args:
+        name: "breast_cancer", "diabetes" or "digits" (columns `pixel_<row>_<column>`); the label is `target`.
+        key: the column that becomes the index.
+
+    Raises:
+        DataSourceError: another name.
+    """
+
+    def __init__(self, name: str, key: str | None = None) -> None:
+        super().__init__(key)
+        if name not in _SKLEARN_LOADERS:
+            raise DataSourceError(f"sklearn data set {name!r} is not known, wanted one of {sorted(_SKLEARN_LOADERS)}")
+        self.name = name
+
+    def describe(self) -> dict[str, str]:
+        """Kind and name."""
+        return {"kind": "sklearn", "name": self.name}
+
+    def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
+        from sklearn import datasets  # type: ignore[import-untyped]  # takes a second to import and few need it
+
+        frame: pd.DataFrame = getattr(datasets, _SKLEARN_LOADERS[self.name])(as_frame=True).frame
+        return frame
+
+
+_SKLEARN_LOADERS: Mapping[str, str] = {
+    "breast_cancer": "load_breast_cancer",
+    "diabetes": "load_diabetes",
+    "digits": "load_digits",
+}
+
+
+def _require_file(path: Path, kind: str) -> None:
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise DataSourceError(f"{path}: {reason}, wanted a {kind} file; check the path (now in {Path.cwd()})")
+
+
+def source_from_config(config: Mapping[str, Any]) -> BaseSource:
+    """Make the source that a configuration describes.
+
+    Args:
+        config: one of `{"csv": path}`, `{"parquet": path}`, `{"sql": {"url": ..., "query" or "table": ...}}`,
+            `{"sklearn": name}`, with `"key"` beside it where a column holds the rows' keys.
+
+    Raises:
+        ConfigurationError: not exactly one kind, or unknown entries; the message lists all problems.
+        DataSourceError: the source itself refuses its arguments.
+    """
+    kinds = [name for name in config if name in _KINDS]
+    problems = [f"unknown entry {name!r}" for name in config if name not in _KINDS and name != "key"]
+    if len(kinds) != 1:
+        problems.append(f"found {kinds or 'no kind of source'}, wanted exactly one of {sorted(_KINDS)}")
+    key = config.get("key")
+    if key is not None and not isinstance(key, str):
+        problems.append(f"key is {key!r}, wanted a column's name")
+    if problems:
+        raise ConfigurationError("datasource: " + "; ".join(problems))
+    return _KINDS[kinds[0]](config[kinds[0]], key)
+
+
+def _sql_source(value: Any, key: str | None) -> SQLSource:
+    names = {"url", "query", "table"}
+    if not isinstance(value, Mapping) or "url" not in value or set(value) - names:
+        found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+        raise ConfigurationError(f"datasource, sql: found {found}, wanted an object with url and one of query, table")
+    wrong = [name for name in value if not isinstance(value[name], str)]
+    if wrong:
+        raise ConfigurationError(f"datasource, sql: {wrong} are not text")
+    return SQLSource(value["url"], query=value.get("query"), table=value.get("table"), key=key)
+
+
+def _path(value: Any) -> str | Path:
+    if not isinstance(value, str | Path):
+        raise ConfigurationError(f"datasource: found {value!r}, wanted the path of a file")
+    return value
+
+
+_KINDS: Mapping[str, Callable[[Any, str | None], BaseSource]] = {
+    "csv": lambda value, key: CSVSource(_path(value), key=key),
+    "parquet": lambda value, key: ParquetSource(_path(value), key=key),
+    "sklearn": lambda value, key: SklearnSource(value, key=key),
+    "sql": _sql_source,
+}

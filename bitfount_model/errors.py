@@ -1,0 +1,100 @@
+"""Every error that this project raises on purpose, as one tree.
+
+    BitfountError
+    ├── ConfigurationError          a job file, an option or an argument is not what it must be (also a ValueError)
+    ├── DataError                   the rows are not what the schema, the splitter or the target need
+    │   ├── DataSourceError         a table cannot be opened or read
+    │   ├── SchemaMismatchError     columns, types or categories differ from the schema; lists all differences
+    │   └── MissingSplitError       the split that is asked for has no rows (also a ValueError)
+    ├── ModelError                  the user's model cannot be used
+    │   ├── ModelFileError          a model file does not import, or holds no (or several) model classes
+    │   ├── SourceCodeError         a class whose source cannot be written as a module of its own
+    │   ├── NotInitialisedError     a method was called before `initialise_model` (also a ValueError)
+    │   └── TrainingError           the user's own code raised, or training left finite numbers
+    ├── ParameterError              names, shapes, dtypes or values of parameters do not fit (also a ValueError)
+    │   └── WeightsFileError        a weights file is damaged, hostile, too large, or not a weights file
+    ├── SerializationError          a dumped object has unknown keys, unknown classes or bad values (also a ValueError)
+    └── StorageError                the place for artifacts cannot be read or written
+        ├── IntegrityError          stored bytes are not those that were written
+        └── TrackingError           MLflow cannot be reached, or refuses
+
+A message names what was found, what was wanted, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class BitfountError(Exception):
+    """Root of the tree: catch this to catch every error that is raised on purpose."""
+
+
+class ConfigurationError(BitfountError, ValueError):
+    """A job file, an option or an argument is not what it must be."""
+
+
+class DataError(BitfountError):
+    """The rows are not what the schema, the splitter or the target need."""
+
+
+class DataSourceError(DataError):
+    """A table cannot be opened or read."""
+
+
+class SchemaMismatchError(DataError):
+    """A table differs from the schema; the message lists every difference.
+
+    Attributes:
+        differences: one sentence a difference, in column order.
+    """
+
+    def __init__(self, message: str, differences: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+class MissingSplitError(DataError, ValueError):
+    """The split that is asked for (train, validation or test) has no rows."""
+
+
+class ModelError(BitfountError):
+    """The user's model cannot be used."""
+
+
+class ModelFileError(ModelError):
+    """A model file does not import, or does not hold exactly the class that is wanted."""
+
+
+class SourceCodeError(ModelError):
+    """A class cannot be written as a module that runs on its own."""
+
+
+class NotInitialisedError(ModelError, ValueError):
+    """A method was called before `initialise_model`."""
+
+
+class TrainingError(ModelError):
+    """The user's own code raised in a step, or training left finite numbers."""
+
+
+class ParameterError(BitfountError, ValueError):
+    """Names, shapes, dtypes or values of parameters do not fit."""
+
+
+class WeightsFileError(ParameterError):
+    """A weights file is damaged, hostile, too large, or not a weights file."""
+
+
+class SerializationError(BitfountError, ValueError):
+    """A dumped object has unknown keys, unknown class names or bad values."""
+
+
+class StorageError(BitfountError):
+    """The place for artifacts cannot be read or written."""
+
+
+class IntegrityError(StorageError):
+    """Stored bytes are not those that were written."""
+
+
+class TrackingError(StorageError):
+    """MLflow cannot be reached, or refuses."""

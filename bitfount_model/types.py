@@ -1,0 +1,81 @@
+"""Names for the values that pass between the rooms: parameters, results, contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+"""Name -> tensor, as in a state dict."""
+
+JSON = dict[str, Any]
+"""A JSON object."""
+
+
+class EvaluateReturnType(NamedTuple):
+    """What `evaluate` returns, row by row in the order of the test split.
+
+    Attributes:
+        preds: predictions, as the model's `test_step` gives them, `(rows, ...)`.
+        targs: targets, `(rows,)` or `(rows, targets)`.
+        keys: one key a row, or None where the data has none.
+    """
+
+    preds: np.ndarray
+    targs: np.ndarray
+    keys: list[Any] | None = None
+
+
+class PredictReturnType(NamedTuple):
+    """What `predict` returns, row by row in the order of the data.
+
+    Attributes:
+        preds: predictions, as the model's `test_step` gives them, `(rows, ...)`.
+        keys: one key a row, or None where the data has none.
+    """
+
+    preds: np.ndarray
+    keys: list[Any] | None = None
+
+
+class TaskContext(Enum):
+    """Where a model runs: beside the rows, or at the modeller, who has none."""
+
+    MODELLER = "modeller"
+    WORKER = "worker"
+
+
+class DataSplit(str, Enum):
+    """The three parts of a table."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Problem(str, Enum):
+    """What is predicted; decides the dtype of targets and the default metrics."""
+
+    BINARY = "binary"
+    MULTICLASS = "multiclass"
+    MULTILABEL = "multilabel"
+    REGRESSION = "regression"
+    SEGMENTATION = "segmentation"
+
+
+@dataclass(frozen=True)
+class SplitIndices:
+    """Positions of the rows of each split, each `(rows,)` int64, disjoint, together all rows that are used."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def of(self, split: DataSplit) -> np.ndarray:
+        """The positions of one split."""
+        return {DataSplit.TRAIN: self.train, DataSplit.VALIDATION: self.validation, DataSplit.TEST: self.test}[split]

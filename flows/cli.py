@@ -1,0 +1,227 @@
+"""The command line: `bitfount-flows train | evaluate | predict | ui`.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+EXIT_CODES = {
+    "ConfigurationError": 2,
+    "DataError": 3,
+    "ModelError": 4,
+    "ParameterError": 4,
+    "SerializationError": 2,
+    "StorageError": 5,
+}
+NOT_RECORDED = 6
+INTERRUPTED = 130
+UNEXPECTED = 1
+
+CODES_HELP = """\b
+Exit codes:
+  0    done
+  1    an error that nobody foresaw
+  2    the command line or the job file is wrong
+  3    the rows are not what the job needs
+  4    the model or its weights cannot be used, or training failed
+  5    artifacts cannot be written or read
+  6    trained and saved, but MLflow could not be reached: run again with the same --job-id to record it
+  130  stopped by Ctrl-C
+"""
+
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("bitfount_runs"),
+    envvar="BITFOUNT_HOME",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of jobs, artifacts and the MLflow database.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object as the last line, words to stderr."
+)
+verbose_option = click.option(
+    "--verbose", is_flag=True, help="Show tracebacks, and the logs of Prefect, Lightning and MLflow."
+)
+job_id_option = click.option("--job-id", required=True, help="Id of a job that has been trained.")
+
+
+@click.group(epilog=CODES_HELP)
+@click.version_option(package_name="bitfount-flows")
+def cli() -> None:
+    """Train, evaluate and apply PyTorch models as a workflow that can be killed and continued."""
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  bitfount-flows train examples/breast_cancer/job.yaml
+  bitfount-flows train job.yaml --set training.epochs=20 --set model.hyperparameters.lr=0.001
+  bitfount-flows train job.yaml --job-id nightly --json
+  bitfount-flows train job.yaml --job-id nightly      # continues it, if it was stopped
+"""
+)
+@click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a key of the job file; repeatable."
+)
+@click.option("--job-id", help="Name of this job; the same name continues it. Default: a new one.")
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    show_envvar=True,
+    help="MLflow server or database. Default: in --home.",
+)
+@home_option
+@json_option
+@verbose_option
+def train(
+    job_file: Path,
+    overrides: tuple[str, ...],
+    job_id: str | None,
+    tracking_uri: str | None,
+    home: Path,
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Train the model of JOB.yaml, evaluate it, predict, and record all of it in MLflow."""
+    from flows.console import RunView, show_summary, stream_for
+    from flows.settings import read_job
+    from flows.workspace import Workspace, new_job_id
+
+    job = read_job(job_file, overrides)
+    job_id = job_id or new_job_id(job.name)
+    from flows import run
+
+    view = RunView(stream_for(as_json))
+    try:
+        summary = run.train(
+            job, workspace=Workspace(home), job_id=job_id, tracking_uri=tracking_uri, view=view, verbose=verbose
+        )
+    except KeyboardInterrupt:
+        again = f"bitfount-flows train {job_file} --job-id {job_id} --home {home}"
+        view.say(f"\nstopped; nothing that was finished is lost. Continue with:\n  {again}")
+        raise
+    show_summary(view, summary)
+    if as_json:
+        click.echo(json.dumps(summary))
+    return 0 if summary["mlflow_run_id"] else NOT_RECORDED
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  bitfount-flows evaluate --job-id nightly
+  bitfount-flows evaluate --job-id nightly --data later.csv
+  bitfount-flows evaluate --job-id nightly --data '{sql: {url: "sqlite:///rows.db", table: rows}, key: id}'
+"""
+)
+@job_id_option
+@click.option(
+    "--data",
+    help="Rows with their targets: a .csv or .parquet file, or a source in YAML. Default: the job's test rows.",
+)
+@home_option
+@json_option
+@verbose_option
+def evaluate(job_id: str, data: str | None, home: Path, as_json: bool, verbose: bool) -> int:
+    """Metrics of a trained job."""
+    from flows import run
+    from flows.console import RunView, show_metrics, stream_for
+    from flows.settings import read_source
+    from flows.workspace import Workspace
+
+    source = None if data is None else read_source(data)
+    view = RunView(stream_for(as_json))
+    result = run.evaluate(job_id, source, workspace=Workspace(home), view=view, verbose=verbose)
+    show_metrics(view, job_id, result["metrics"], result["rows"])
+    if as_json:
+        click.echo(json.dumps(result))
+    return 0
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  bitfount-flows predict --job-id nightly --data new.csv --out predictions.parquet
+  bitfount-flows predict --job-id nightly --data '{sklearn: breast_cancer}' --out p.parquet --json
+"""
+)
+@job_id_option
+@click.option("--data", required=True, help="Rows to predict: a .csv or .parquet file, or a source in YAML.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Parquet file to write.")
+@home_option
+@json_option
+@verbose_option
+def predict(job_id: str, data: str, out: Path, home: Path, as_json: bool, verbose: bool) -> int:
+    """Predictions of a trained job for new rows; the target column need not be there."""
+    from flows import run
+    from flows.console import RunView, stream_for
+    from flows.settings import read_source
+    from flows.workspace import Workspace
+
+    source = read_source(data)
+    view = RunView(stream_for(as_json))
+    result = run.predict(job_id, source, out, workspace=Workspace(home), view=view, verbose=verbose)
+    view.say(f"{result['rows']} predictions in {result['predictions']}")
+    if as_json:
+        click.echo(json.dumps(result))
+    return 0
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  bitfount-flows ui
+  bitfount-flows ui --home runs --port 5001
+"""
+)
+@home_option
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port on this machine.")
+def ui(home: Path, port: int) -> int:
+    """Open the MLflow UI on the runs in --home, on this machine alone; Ctrl-C ends it."""
+    from flows.mlflow_ui import serve
+    from flows.workspace import Workspace
+
+    click.echo(f"MLflow on http://127.0.0.1:{port} for the runs in {home}; Ctrl-C ends it")
+    return serve(Workspace(home), port)
+
+
+def main() -> None:
+    """Runs the command line and exits with its code; see `--help`."""
+    verbose = "--verbose" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(report(error, verbose))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: Exception, verbose: bool) -> int:
+    """Prints an error for people and gives its exit code."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    code = next((EXIT_CODES[name] for name in names if name in EXIT_CODES), UNEXPECTED)
+    if verbose:
+        traceback.print_exception(error)
+    if code == UNEXPECTED:
+        click.echo(f"error: {type(error).__name__}: {error}\n(run with --verbose for the traceback)", err=True)
+    else:
+        click.echo(f"error: {error}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A Prefect API for as long as one command runs: started beside it, and gone when it is gone, even when it was killed.
+
+Run as a module, this is the server process itself: `python -m flows.prefect_server PORT PARENT`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from bitfount_model.errors import StorageError
+
+WAIT_SECONDS = 120
+POLL_SECONDS = 0.05
+
+
+class PrefectServer:
+    """A Prefect server process on a free loopback port.
+
+    Args:
+        home: the folder of its SQLite database and log.
+        environment: settings beside the process's own.
+    """
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.log = home / "server.log"
+        database = f"sqlite+aiosqlite:///{(home / 'prefect.db').resolve()}"
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())],
+                env={
+                    **os.environ,
+                    **environment,
+                    "PREFECT_HOME": str(home.resolve()),
+                    "PREFECT_API_DATABASE_CONNECTION_URL": database,
+                    "PREFECT_UI_ENABLED": "0",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # A Ctrl-C is for the command alone: the server stays until the command has said its last word.
+                start_new_session=True,
+            )
+
+    def wait(self) -> str:
+        """Blocks until the API answers.
+
+        Returns:
+            Its URL.
+
+        Raises:
+            StorageError: the server stopped, or did not answer in time.
+        """
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise StorageError(f"the Prefect server stopped with code {self._process.returncode}; see {self.log}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=1):  # noqa: S310 - our own loopback address
+                    return self.url
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(POLL_SECONDS)
+        self.stop()
+        raise StorageError(f"the Prefect server did not answer within {WAIT_SECONDS} s; see {self.log}")
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent has gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def serve(port: int, parent: int) -> None:
+    """Runs the server in this process."""
+    import uvicorn
+
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        lifespan="on",
+    )
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,207 @@
+"""Runs a flow in this process, with a Prefect API beside it and a view of what happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bitfount_model.errors import ConfigurationError
+from flows.console import RunView
+from flows.environment import prepare
+from flows.prefect_server import PrefectServer
+from flows.workspace import Workspace, continued, new_job_id, only_once
+from tasks.job import LocalJob, to_json
+from tasks.store import read_manifest
+
+DRAIN_SECONDS = 5
+
+
+def train(
+    job: LocalJob, *, workspace: Workspace, job_id: str | None, tracking_uri: str | None, view: RunView, verbose: bool
+) -> dict[str, Any]:
+    """Runs or continues a local job.
+
+    Returns:
+        The summary: see `summarise`.
+    """
+    started = time.monotonic()
+    workspace.prepare()
+    job_id = job_id or new_job_id(job.name)
+    store = workspace.store(job_id)
+    with only_once(Path(store.url)):
+        job = continued(job, store)
+        view.say(f"job {job_id}")
+        with prefect_api(workspace, verbose=verbose):
+            done = call_flow(job, job_id, workspace, tracking_uri, view, verbose)
+    return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
+
+
+def call_flow(
+    job: LocalJob, job_id: str, workspace: Workspace, tracking_uri: str | None, view: RunView, verbose: bool
+) -> dict[str, Any]:
+    """Calls the flow where the environment has been made ready."""
+    with quiet(verbose), view:
+        from flows.local import local_training
+        from tasks.progress import listening
+
+        tracking = {
+            "uri": tracking_uri or workspace.tracking_uri,
+            "experiment": job.experiment,
+            "artifact_root": None if tracking_uri else str(workspace.artifacts),
+        }
+        with listening(view.on_event):
+            done: dict[str, Any] = local_training(to_json(job), job_id, str(workspace.folder(job_id)), tracking)
+    return done
+
+
+def evaluate(
+    job_id: str, data: dict[str, Any] | None, *, workspace: Workspace, view: RunView, verbose: bool
+) -> dict[str, Any]:
+    """Metrics of a trained job, on its test rows or on another source's.
+
+    Returns:
+        job_id, metrics, rows.
+    """
+    folder = trained(workspace, job_id)
+    with only_once(folder), prefect_api(workspace, verbose=verbose), quiet(verbose), view:
+        from flows.local import local_evaluation
+
+        values: dict[str, Any] = local_evaluation(job_id, str(folder), data)
+    return {"job_id": job_id, **values}
+
+
+def predict(
+    job_id: str, data: dict[str, Any], out: Path, *, workspace: Workspace, view: RunView, verbose: bool
+) -> dict[str, Any]:
+    """Predictions of a trained job for every row of a source, as a Parquet file.
+
+    Returns:
+        job_id, rows, predictions.
+    """
+    folder = trained(workspace, job_id)
+    with prefect_api(workspace, verbose=verbose), quiet(verbose), view:
+        from flows.local import local_prediction
+
+        values: dict[str, Any] = local_prediction(job_id, str(folder), data, str(out))
+    return {"job_id": job_id, **values}
+
+
+def trained(workspace: Workspace, job_id: str) -> Path:
+    """The folder of a job that has been trained.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    folder = workspace.folder(job_id)
+    if not folder.exists() or read_manifest(workspace.store(job_id), "fit") is None:
+        jobs = sorted(path.name for path in (workspace.home / "jobs").glob("*") if path.is_dir())
+        raise ConfigurationError(
+            f"there is no trained job {job_id!r} in {workspace.home}; there are: {', '.join(jobs[-10:]) or 'none'}"
+        )
+    return folder
+
+
+def summarise(
+    job: LocalJob, job_id: str, workspace: Workspace, tracking_uri: str | None, done: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What a run gave, with paths.
+
+    Returns:
+        job_id, name, mlflow_run_id, metrics, test_rows, weights, weights_sha256, predictions, test_predictions, seconds,
+        tracking_uri, ui_command.
+    """
+    store = workspace.store(job_id)
+
+    def path_of(step: str, role: str) -> str | None:
+        files = (done.get(step) or {}).get("files", {})
+        return store.location(files[role]["name"]) if role in files else None
+
+    recorded = done.get("record")
+    ui = f"bitfount-flows ui --home {workspace.home}" if tracking_uri is None else f"open {tracking_uri}"
+    return {
+        "job_id": job_id,
+        "name": job.name,
+        "mlflow_run_id": recorded["values"]["run_id"] if recorded else None,
+        "metrics": done["evaluate"]["values"]["metrics"],
+        "test_rows": done["evaluate"]["values"]["rows"],
+        "weights": path_of("fit", "weights"),
+        "weights_sha256": done["fit"]["values"]["weights_sha256"],
+        "predictions": path_of("predict", "predictions"),
+        "test_predictions": path_of("evaluate", "predictions"),
+        "seconds": round(seconds, 2),
+        "tracking_uri": tracking_uri or workspace.tracking_uri,
+        "ui_command": ui,
+    }
+
+
+@contextmanager
+def prefect_api(workspace: Workspace, *, verbose: bool) -> Iterator[None]:
+    """The user's Prefect API if `PREFECT_API_URL` is set, else one that lasts as long as the block."""
+    prepare(workspace.home, verbose=verbose)
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    server = PrefectServer(workspace.home / "prefect", {})
+    try:
+        # The packages take seconds to import; the server takes as long to start, at the same time.
+        import flows.local  # noqa: F401
+
+        with settings_for(server.wait()):
+            try:
+                yield
+            finally:
+                drain()
+    finally:
+        server.stop()
+
+
+@contextmanager
+def settings_for(url: str) -> Iterator[None]:
+    """Prefect, already imported, talks to this URL, without the heartbeat that takes a foreground run a second to end."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def drain() -> None:
+    """Waits until Prefect's logs and events have been sent: its threads would look for the server when it is gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+@contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Keeps what packages log and warn about out of the user's way."""
+    if verbose:
+        yield
+        return
+    names = (
+        "pytorch_lightning",
+        "lightning",
+        "lightning.pytorch",
+        "mlflow",
+        "alembic",
+        "prefect",
+        "httpx",
+        "py.warnings",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = {name: logging.getLogger(name).level for name in names}
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,121 @@
+"""The folder that holds everything of a user's jobs: their artifacts, the MLflow database, Prefect's own files."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bitfount_model.errors import ConfigurationError, StorageError
+from tasks.job import NAME, LocalJob, to_json, with_seed
+from tasks.store import Store
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one folder.
+
+    Attributes:
+        home: the folder.
+    """
+
+    home: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        """The default MLflow store: a SQLite file."""
+        return f"sqlite:///{(self.home / 'mlflow.db').resolve()}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow keeps artifacts when it has no server."""
+        return (self.home / "mlflow-artifacts").resolve()
+
+    def folder(self, job_id: str) -> Path:
+        """A job's own folder."""
+        if not NAME.fullmatch(job_id):
+            raise ConfigurationError(f"{job_id!r} is not a job id: letters, digits, '.', '_', '-', at most 80")
+        return (self.home / "jobs" / job_id).resolve()
+
+    def store(self, job_id: str) -> Store:
+        """A job's store."""
+        return Store(self.folder(job_id))
+
+    def prepare(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            (self.home / "jobs").mkdir(parents=True, exist_ok=True)
+            probe = self.home / f".probe-{secrets.token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"cannot write in {self.home}: {error.strerror}. Choose another folder with --home."
+            ) from error
+
+
+def new_job_id(name: str) -> str:
+    """An id that nobody has used, and that sorts by time."""
+    return f"{name[:50]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def continued(job: LocalJob, store: Store) -> LocalJob:
+    """The job with its seed; for a job id that has been used, with the seed that it began with.
+
+    Raises:
+        ConfigurationError: the id belongs to another job.
+    """
+    if not store.has("job.json"):
+        return with_seed(job)
+    began: dict[str, Any] = json.loads(store.get("job.json"))
+    now = with_seed(job, seed=began["training"]["seed"])
+    if different := sorted(_different(began, to_json(now))):
+        raise ConfigurationError(
+            f"the job id {Path(store.url).name!r} belongs to a job with other settings ({', '.join(different)} differ);"
+            " use another --job-id, or none, for a new job"
+        )
+    return now
+
+
+def _different(one: Any, other: Any, path: str = "") -> Iterator[str]:
+    """The paths at which two JSON values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            yield from _different(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield path
+
+
+@contextmanager
+def only_once(folder: Path) -> Iterator[None]:
+    """Holds a job for this process.
+
+    Raises:
+        ConfigurationError: another process is running it.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "running.lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigurationError(
+            f"the job {folder.name!r} is running in another process; wait for it to end"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot write in {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,1 @@
+"""One retryable step of the pipeline a file: references to artifacts in, references out."""

@@ -1,0 +1,104 @@
+"""From untrained to trained weights; killed and started again, it goes on after the last pass over the rows."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from bitfount_model import Metric, codec
+from bitfount_model.errors import ConfigurationError
+from bitfount_model.metrics import default_metrics
+from bitfount_model.training import EpochRecord
+from bitfount_model.weights_files import PREPARATION
+from tasks.progress import tell
+from tasks.session import Session, open_session, threads, user_code
+from tasks.step import reference, step
+from tasks.store import Manifest, Store, local_path, read_file, read_manifest, write_manifest
+
+
+@step("fit")
+def fit(store_url: str) -> dict[str, Any]:
+    """The training step, as a task: see `train`."""
+    return reference(train(Store(store_url)))
+
+
+def train(store: Store) -> Manifest:
+    """Trains the job's model and keeps weights and history, unless that has been done.
+
+    A checkpoint beside the artifacts is renewed after each pass over the rows, and removed when the weights are kept.
+    """
+    if done := read_manifest(store, "fit"):
+        return done
+    session = open_session(store)
+    checkpoint = local_path(store, "scratch/fit.ckpt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    model = session.model
+    model.update_params(codec.decode(read_file(store, session.manifest, "weights")).params)
+    started = time.perf_counter()
+    with threads(session.job.training["threads"]), user_code(session):
+        records = model.fit_locally(
+            None,
+            metrics=validation_metrics(session),
+            report=lambda record: tell("epoch", asdict(record)),
+            checkpoint=checkpoint,
+            callbacks=[BatchProgress()],
+        )
+    return keep(session, records, time.perf_counter() - started, checkpoint)
+
+
+def keep(session: Session, records: list[EpochRecord], seconds: float, checkpoint: Path) -> Manifest:
+    """Writes what training gave, then removes its checkpoint."""
+    store, model = session.store, session.model
+    prepared = json.dumps(model.preparation.to_json()) if model.preparation else "{}"
+    weights = store.put("fit/weights.safetensors", codec.encode(model.get_param_states(), {PREPARATION: prepared}))
+    history = store.put("fit/history.json", json.dumps([asdict(record) for record in records], indent=1).encode())
+    values = {
+        "seconds": round(seconds, 3),
+        "epochs_trained": len(records),
+        "val_stats": records[-1].val_stats if records else {},
+        "weights_sha256": weights.sha256,
+    }
+    manifest = write_manifest(store, Manifest("fit", {"weights": weights, "history": history}, values))
+    checkpoint.unlink(missing_ok=True)
+    return manifest
+
+
+def validation_metrics(session: Session) -> dict[str, Metric]:
+    """The metrics to compute after each epoch: the problem's own, or those of them that the job names.
+
+    Raises:
+        ConfigurationError: the job names one that there is not.
+    """
+    own = session.model.metrics.metrics if session.model.metrics else None
+    known = own or default_metrics(session.model.problem)
+    wanted = session.job.metrics
+    if wanted is None:
+        return dict(known)
+    if missing := [name for name in wanted if name not in known]:
+        raise ConfigurationError(f"metrics: no {', '.join(missing)} for this problem; there are {', '.join(known)}")
+    return {name: known[name] for name in wanted}
+
+
+class BatchProgress(pl.Callback):
+    """Tells how many batches of the fit are done, at most a hundred times an epoch."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning's hook after each batch."""
+        batches = int(trainer.num_training_batches)
+        if batch_idx % max(1, batches // 100) == 0 or batch_idx + 1 == batches:
+            tell(
+                "batch",
+                {
+                    "epoch": trainer.current_epoch + 1,
+                    "epochs": trainer.max_epochs,
+                    "batch": batch_idx + 1,
+                    "batches": batches,
+                },
+            )

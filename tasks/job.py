@@ -1,0 +1,248 @@
+"""What is to be done: one local job as a JSON value, checked once, then passed between the steps.
+
+The schema here is the only definition of a job's keys; every problem of a job is reported at once, each with its path.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+
+from bitfount_model.data import DatasetSplitter, DataStructure, PercentageSplitter, SplitterDefinedInData
+from bitfount_model.errors import ConfigurationError
+
+JSON = dict[str, Any]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+SPLITTERS: Mapping[str, type[DatasetSplitter]] = {
+    "percentage": PercentageSplitter,
+    "defined_in_data": SplitterDefinedInData,
+}
+SOURCES = ("csv", "parquet", "sql", "sklearn")
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """A checked local job.
+
+    Attributes:
+        name: what people call it; the MLflow run's name.
+        experiment: the MLflow experiment.
+        model: `{"file" | "reference", "version", "class", "hyperparameters"}`.
+        data: `{"csv" | "parquet" | "sql" | "sklearn": ..., "key": column}`.
+        datastructure: arguments of `DataStructure`.
+        schema: `{"file": YAML file}` or `{"types": semantic type -> columns}`.
+        splitter: `{"percentage" | "defined_in_data": arguments}`.
+        training: epochs or steps, batch_size, seed, threads (of torch), workers (processes that decode images),
+            pretrained_file, param_clipping.
+        metrics: names of the default metrics to compute; None for all of them.
+        predict: `{"data": like data}`, or None.
+    """
+
+    name: str
+    experiment: str
+    model: JSON
+    data: JSON
+    datastructure: JSON
+    schema: JSON
+    splitter: JSON
+    training: JSON
+    metrics: list[str] | None
+    predict: JSON | None
+
+
+class StrictSchema(Schema):
+    """Unknown keys are errors, and the message names the key that was probably meant."""
+
+    class Meta:
+        unknown = RAISE
+
+
+class ModelSection(StrictSchema):
+    """Where the model's source is, and its hyperparameters."""
+
+    file = fields.String()
+    reference = fields.String()
+    version = fields.Integer(strict=True, allow_none=True, load_default=None)
+    class_name = fields.String(data_key="class", allow_none=True, load_default=None)
+    hyperparameters = fields.Dict(keys=fields.String(), load_default=dict)
+
+    @validates_schema
+    def one_place(self, data: JSON, **_: Any) -> None:
+        """Exactly one of file and reference."""
+        if ("file" in data) == ("reference" in data):
+            raise ValidationError(
+                "give one and only one of file (a path) and reference (a name in the registry)", "file"
+            )
+
+
+class SourceSection(StrictSchema):
+    """Where rows come from."""
+
+    csv = fields.String()
+    parquet = fields.String()
+    sql = fields.Dict(keys=fields.String())
+    sklearn = fields.String(validate=validate.OneOf(["breast_cancer", "digits", "diabetes"]))
+    key = fields.String(allow_none=True, load_default=None)
+
+    @validates_schema
+    def one_kind(self, data: JSON, **_: Any) -> None:
+        """Exactly one kind of source."""
+        if sum(kind in data for kind in SOURCES) != 1:
+            raise ValidationError(f"give one and only one of {', '.join(SOURCES)}")
+
+
+class SchemaSection(StrictSchema):
+    """The columns' types: a file, or what differs from the inferred types."""
+
+    file = fields.String()
+    types = fields.Dict(
+        keys=fields.String(validate=validate.OneOf(["categorical", "continuous", "image", "text"])),
+        values=fields.List(fields.String()),
+        load_default=dict,
+    )
+
+
+class SplitterSection(StrictSchema):
+    """One splitter and its arguments."""
+
+    percentage = fields.Nested(
+        StrictSchema.from_dict(dict(PercentageSplitter.fields_dict), name="PercentageSection"), unknown=RAISE
+    )
+    defined_in_data = fields.Nested(
+        StrictSchema.from_dict(dict(SplitterDefinedInData.fields_dict), name="DefinedInDataSection"), unknown=RAISE
+    )
+
+    @validates_schema
+    def one_splitter(self, data: JSON, **_: Any) -> None:
+        """Exactly one splitter."""
+        if len(data) != 1:
+            raise ValidationError(f"give one and only one of {', '.join(SPLITTERS)}")
+
+
+class TrainingSection(StrictSchema):
+    """How long and how."""
+
+    epochs = fields.Integer(strict=True, validate=validate.Range(min=1))
+    steps = fields.Integer(strict=True, validate=validate.Range(min=1))
+    batch_size = fields.Integer(strict=True, validate=validate.Range(min=1), load_default=32)
+    seed = fields.Integer(
+        strict=True, validate=validate.Range(min=0, max=2**63 - 1), load_default=None, allow_none=True
+    )
+    threads = fields.Integer(strict=True, validate=validate.Range(min=1), load_default=1)
+    workers = fields.Integer(strict=True, validate=validate.Range(min=0), load_default=0)
+    pretrained_file = fields.String(load_default=None, allow_none=True)
+    param_clipping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+
+    @validates_schema
+    def one_length(self, data: JSON, **_: Any) -> None:
+        """Exactly one of epochs and steps."""
+        if ("epochs" in data) == ("steps" in data):
+            raise ValidationError("give one and only one of epochs and steps", "epochs")
+
+
+class PredictSection(StrictSchema):
+    """What to predict after training."""
+
+    data = fields.Nested(SourceSection, required=True)
+
+
+class JobSchema(StrictSchema):
+    """The keys of a local job."""
+
+    name = fields.String(
+        required=True,
+        validate=validate.Regexp(
+            rf"^{NAME.pattern}$",
+            error="must be letters, digits, '.', '_' or '-', at most 80, beginning with a letter or digit",
+        ),
+    )
+    experiment = fields.String(load_default="bitfount-flows", validate=validate.Length(min=1))
+    model = fields.Nested(ModelSection, required=True)
+    data = fields.Nested(SourceSection, required=True)
+    datastructure = fields.Nested(
+        StrictSchema.from_dict(dict(DataStructure.fields_dict), name="DataStructureSection"),
+        required=True,
+        unknown=RAISE,
+    )
+    schema = fields.Nested(SchemaSection, load_default=lambda: {"types": {}})
+    splitter = fields.Nested(SplitterSection, load_default=lambda: {"percentage": {}})
+    training = fields.Nested(TrainingSection, required=True)
+    metrics = fields.List(fields.String(), load_default=None, allow_none=True)
+    predict = fields.Nested(PredictSection, load_default=None, allow_none=True)
+
+
+class JobError(ConfigurationError):
+    """A job with problems, each with the path of its key.
+
+    Attributes:
+        problems: (path, message) pairs; a path is the keys from the top.
+    """
+
+    def __init__(self, problems: list[tuple[tuple[str, ...], str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{'.'.join(path) or 'the job'}: {message}" for path, message in problems))
+
+
+def check_job(value: Any) -> LocalJob:
+    """Checks a job.
+
+    Args:
+        value: plain JSON.
+
+    Raises:
+        JobError: all problems together.
+    """
+    try:
+        loaded = JobSchema().load(value)
+    except ValidationError as error:
+        raise JobError(_problems(error.messages, JobSchema())) from error
+    return LocalJob(**loaded)
+
+
+def with_seed(job: LocalJob, seed: int | None = None) -> LocalJob:
+    """The same job with a seed: its own, else the one given, else one from the operating system, so that it can be continued."""
+    if job.training["seed"] is not None:
+        return job
+    drawn = secrets.randbits(31) if seed is None else seed
+    return LocalJob(**{**asdict(job), "training": {**job.training, "seed": drawn}})
+
+
+def to_json(job: LocalJob) -> JSON:
+    """The job as `check_job` takes it."""
+    dumped: JSON = JobSchema().dump(asdict(job))
+    return {key: value for key, value in dumped.items() if value is not None}
+
+
+def splitter_of(job: LocalJob) -> DatasetSplitter:
+    """The job's splitter, with the job's seed unless it has its own."""
+    ((kind, arguments),) = job.splitter.items()
+    return SPLITTERS[kind](**arguments)
+
+
+def _problems(messages: Any, schema: Schema, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """marshmallow's nested messages as a flat list; unknown keys get the nearest known one."""
+    if isinstance(messages, str):
+        return [(path, messages)]
+    if isinstance(messages, list):
+        return [problem for message in messages for problem in _problems(message, schema, path)]
+    problems = []
+    for key, inner in messages.items():
+        if key == "_schema":
+            problems += _problems(inner, schema, path)
+            continue
+        if inner == ["Unknown field."]:
+            known = [field.data_key or name for name, field in schema.fields.items()]
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+            problems.append(((*path, str(key)), f"unknown key; {hint}"))
+            continue
+        field = next((f for n, f in schema.fields.items() if (f.data_key or n) == key), None)
+        below = field.schema if isinstance(field, fields.Nested) else schema
+        problems += _problems(inner, below, (*path, str(key)))
+    return problems

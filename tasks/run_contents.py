@@ -1,0 +1,316 @@
+"""From a job's folder to what its MLflow run says: parameters, tags, metrics, data, files; MLflow is not called."""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitfount_model.data import BitfountSchema, Column, SemanticType
+from tasks.store import Manifest, Reference, Store, read_file
+
+STEPS = ("initialise", "fit", "evaluate", "predict", "plots")
+"""The steps whose manifests a run shows, in their order."""
+
+FOLDERS: Mapping[tuple[str, str], str] = {
+    ("initialise", "job"): "",
+    ("initialise", "model"): "model",
+    ("initialise", "schema"): "model",
+    ("initialise", "datastructure"): "model",
+    ("fit", "weights"): "model",
+    ("fit", "history"): "",
+    ("evaluate", "predictions"): "evaluate",
+    ("predict", "predictions"): "predict",
+}
+"""(step, role) -> the run's folder for that file; plots are shown too, other files are not."""
+
+MAX_KEY, MAX_PARAM, MAX_TAG, MAX_SCHEMA = 250, 6000, 8000, 1_000_000  # characters that MLflow takes
+DIGEST = 32  # characters of the rows' sha256 in a data set's digest, for which MLflow has 36
+REASON = "bitfount.reason"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric."""
+
+    key: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Rows that a job used: where they come from and what they are, never the rows.
+
+    Attributes:
+        name: of the file, table or collection.
+        digest: of the rows.
+        source_type: kind of place.
+        source: JSON, without secrets.
+        schema: JSON, the columns as MLflow shows them; None if not known.
+        profile: JSON, how many rows.
+        context: what they are for, e.g. `training`.
+    """
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str | None
+    profile: str
+    context: str
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """All that an MLflow run says about a job so far.
+
+    Attributes:
+        job_id: the job.
+        name: of the run, for people.
+        params: immutable in MLflow.
+        tags: the note among them.
+        points: metrics.
+        datasets: inputs.
+        files: (folder of the run, artifact of the store) pairs.
+        steps: those that have finished.
+    """
+
+    job_id: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    points: tuple[Point, ...]
+    datasets: tuple[DataSet, ...]
+    files: tuple[tuple[str, Reference], ...]
+    steps: tuple[str, ...]
+
+
+def run_contents(
+    store: Store, manifests: Mapping[str, Manifest], prefect_run: str | None = None, reason: str | None = None
+) -> RunContents:
+    """What a run says.
+
+    Args:
+        store: the job's store; history and schema are read from it.
+        manifests: step -> manifest of the finished steps, `initialise` among them.
+        prefect_run: the id of the Prefect run that works on the job now.
+        reason: why the job stopped, if it did.
+
+    Raises:
+        StorageError: a file of the job cannot be read, or is not the one that was written.
+    """
+    made = manifests["initialise"].values
+    history = json.loads(read_file(store, manifests["fit"], "history")) if "fit" in manifests else []
+    tested = manifests["evaluate"].values["metrics"] if "evaluate" in manifests else {}
+    last_epoch = history[-1]["epoch"] if history else 0
+    points = (
+        *(point for record in history for point in epoch_points(record)),
+        *_points(metric_keys("test", tested), tested, last_epoch),
+        *([Point("time/fit_seconds", manifests["fit"].values["seconds"], last_epoch)] if "fit" in manifests else []),
+    )
+    files = tuple(
+        (folder, reference)
+        for step, manifest in manifests.items()
+        for role, reference in manifest.files.items()
+        if (folder := "plots" if step == "plots" else FOLDERS.get((step, role))) is not None
+    )
+    return RunContents(
+        job_id=made["job_id"],
+        name=made["name"],
+        params=params(made),
+        tags=tags(store, manifests, prefect_run, reason),
+        points=points,
+        datasets=datasets(store, manifests),
+        files=files,
+        steps=tuple(manifests),
+    )
+
+
+def epoch_points(record: Mapping[str, Any]) -> list[Point]:
+    """The metrics of one epoch's record; values that are missing or not finite are left out.
+
+    Args:
+        record: `epoch`, `train_loss`, `val_stats`.
+    """
+    stats = record["val_stats"]
+    return _points({"loss": "train/loss"}, {"loss": record["train_loss"]}, record["epoch"]) + _points(
+        metric_keys("validation", stats), stats, record["epoch"]
+    )
+
+
+def _points(keys: Mapping[str, str], values: Mapping[str, float | None], step: int) -> list[Point]:
+    return [
+        Point(keys[name], float(value), step)
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def metric_keys(group: str, names: Iterable[str]) -> dict[str, str]:
+    """Metric names as MLflow takes them, `group/name`, one key a name.
+
+    The group is not said twice (`validation_loss` is `validation/loss`), and characters that MLflow refuses become `_`.
+    """
+    said = {"validation": r"^(validation|val)[_ ]", "test": r"^test[_ ]"}[group]
+    keys: dict[str, str] = {}
+    for name in sorted(names):
+        key = base = valid_key(f"{group}/{re.sub(said, '', name) or name}")
+        number = 1
+        while key in keys.values():
+            number += 1
+            key = f"{base[: MAX_KEY - 8]}_{number}"
+        keys[name] = key
+    return keys
+
+
+def valid_key(name: str) -> str:
+    """A name of a metric or parameter that MLflow takes: letters, digits, `_`, `-`, `.`, space, `/` between parts."""
+    parts = [part for part in re.sub(r"[^/\w.\- ]", "_", name).split("/") if part not in ("", ".", "..")]
+    return posixpath.join(*parts)[:MAX_KEY] if parts else "_"
+
+
+def params(made: Mapping[str, Any]) -> dict[str, str]:
+    """The run's parameters, from what `initialise` found out."""
+    rows = {f"rows.{split}": count for split, count in made["rows"].items()}
+    named = {
+        "model": made["model_class"],
+        "problem": made["problem"],
+        "targets": ", ".join(made["targets"]),
+        "columns": made["columns"],
+        "parameters": made["parameters_count"],
+        "batch_size": made["batch_size"],
+        "epochs": made["epochs"],
+        "steps": made["steps"],
+        "seed": made["seed"],
+        **rows,
+        **_flat("hyperparameters", made["hyperparameters"]),
+    }
+    return {valid_key(name): _cut(_text(value), MAX_PARAM) for name, value in named.items() if value is not None}
+
+
+def tags(
+    store: Store, manifests: Mapping[str, Manifest], prefect_run: str | None, reason: str | None
+) -> dict[str, str]:
+    """The run's tags; the note that MLflow shows on top of the page is one of them."""
+    made = manifests["initialise"].values
+    named = {
+        "bitfount.job_id": made["job_id"],
+        "bitfount.code_version": made["code_version"],
+        "bitfount.seed": made["seed"],
+        "bitfount.problem": made["problem"],
+        "bitfount.data_sha256": made["data_digest"],
+        "bitfount.store": store.url,
+        "bitfount.prefect_run": prefect_run,
+        "bitfount.weights_sha256": manifests["fit"].values["weights_sha256"] if "fit" in manifests else None,
+        REASON: reason,
+        "mlflow.source.name": "bitfount-flows",
+        "mlflow.source.type": "JOB",
+        "mlflow.note.content": note(store, manifests, reason),
+    }
+    return {name: _cut(str(value), MAX_TAG) for name, value in named.items() if value is not None}
+
+
+def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = None) -> str:
+    """The run in a few lines of Markdown: model, data, result."""
+    made = manifests["initialise"].values
+    rows = made["rows"]
+    length = f"{made['epochs']} epochs" if made["epochs"] is not None else f"{made['steps']} steps"
+    lines = [
+        *([f"**Stopped:** {_inline(reason)}", ""] if reason else []),
+        f"**Model** `{made['model_class']}`, {made['problem']}, {made['parameters_count']:,} parameters; {length},"
+        f" batches of {made['batch_size']}, seed {made['seed']}",
+        "",
+        f"**Data** `{_inline(source_name(made['source']))}`: {made['columns']:,} columns, target"
+        f" {_inline(', '.join(made['targets']))}; {rows['train']:,} training, {rows['validation']:,} validation,"
+        f" {rows['test']:,} test rows",
+        "",
+    ]
+    if "fit" in manifests:
+        fitted = manifests["fit"].values
+        lines += [f"**Training** took {fitted['seconds']:,.1f} s; weights `{fitted['weights_sha256'][:16]}…`", ""]
+    tested = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
+    if tested["metrics"]:
+        lines += [f"**Result** on {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {_cell(name)} | {_figure(value)} |" for name, value in tested["metrics"].items()]
+        lines.append("")
+    lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
+    return "\n".join(lines)
+
+
+def datasets(store: Store, manifests: Mapping[str, Manifest]) -> tuple[DataSet, ...]:
+    """The rows that the job was made from."""
+    made = manifests["initialise"]
+    schema = BitfountSchema.loads(read_file(store, made, "schema").decode())
+    source, rows = made.values["source"], made.values["rows"]
+    total = sum(rows.values())
+    profile = {
+        "num_rows": total,
+        "num_elements": total * made.values["columns"],
+        "rows": rows,
+        "sha256": made.values["data_digest"],
+    }
+    local = source["kind"] in ("csv", "parquet")
+    return (
+        DataSet(
+            name=_cut(source_name(source), 500),
+            digest=made.values["data_digest"][:DIGEST],
+            source_type="local" if local else source["kind"],
+            source=json.dumps({"uri": source["path"]} if local else source, ensure_ascii=False),
+            schema=column_spec(schema.columns),
+            profile=json.dumps(profile),
+            context="training",
+        ),
+    )
+
+
+def column_spec(columns: Iterable[Column]) -> str | None:
+    """The columns as MLflow's pages show them, or None where there are too many for it."""
+    spec = [{"name": column.name, "type": _spec_type(column), "required": False} for column in columns]
+    text = json.dumps({"mlflow_colspec": spec}, ensure_ascii=False)
+    return text if len(text.encode()) < MAX_SCHEMA else None
+
+
+def _spec_type(column: Column) -> str:
+    for start, name in (("int", "long"), ("uint", "long"), ("bool", "boolean"), ("datetime", "datetime")):
+        if column.dtype.lower().startswith(start):
+            return name
+    return "double" if column.semantic_type is SemanticType.CONTINUOUS else "string"
+
+
+def source_name(source: Mapping[str, str]) -> str:
+    """A short name for a source: its file's name, its table or its collection."""
+    if "path" in source:
+        return posixpath.basename(source["path"].replace("\\", "/").rstrip("/")) or source["path"]
+    return source.get("name") or source.get("table") or source.get("query") or source["kind"]
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: value} if value != {} else {}
+    return {key: inner for part, below in value.items() for key, inner in _flat(f"{name}.{part}", below).items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _figure(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4g}"
+
+
+def _inline(text: str) -> str:
+    """Text that a note can hold without breaking its Markdown."""
+    return _cut(" ".join(text.replace("`", "'").split()), 1000)
+
+
+def _cell(text: str) -> str:
+    return _inline(text).replace("|", "/")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,142 @@
+"""From a job's artifacts back to a live model with its rows: what each step opens first."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitfount_model import BaseSource, BitfountModelReference, BitfountSchema, DataStructure, PyTorchBitfountModel
+from bitfount_model.data import digest, source_from_config
+from bitfount_model.errors import BitfountError, DataError, StorageError, TrainingError
+from tasks.job import LocalJob, check_job, splitter_of
+from tasks.store import Manifest, Store, local_path, read_file, read_manifest
+
+
+@dataclass(frozen=True)
+class Session:
+    """A job that is open: its settings, its rows, and its model with untrained weights."""
+
+    job: LocalJob
+    store: Store
+    manifest: Manifest
+    source: BaseSource
+    model: PyTorchBitfountModel
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The names of the target's classes, or None for regression."""
+        classes: list[Any] | None = self.manifest.values["classes"]
+        return classes
+
+
+def require(store: Store, step: str) -> Manifest:
+    """A finished step's manifest.
+
+    Raises:
+        StorageError: the step has not finished.
+    """
+    manifest = read_manifest(store, step)
+    if manifest is None:
+        raise StorageError(
+            f"the step {step!r} of the job in {store.url} has not finished; run the job again to continue it"
+        )
+    return manifest
+
+
+def open_session(store: Store, data: Mapping[str, Any] | None = None) -> Session:
+    """Opens a job that has been initialised.
+
+    Args:
+        store: the job's store.
+        data: another source of rows than the job's own: then the rows are not split, and need not be the same as before.
+
+    Raises:
+        DataError: the job's rows have changed since it was initialised.
+    """
+    manifest = require(store, "initialise")
+    job = check_job(json.loads(read_file(store, manifest, "job")))
+    source = source_from_config(job.data if data is None else data)
+    model = build_model(job, store, manifest)
+    if data is None:
+        model.initialise_model(source, splitter_of(job))
+        found = digest(model.read(source))
+        if found != manifest.values["data_digest"]:
+            raise DataError(
+                f"the rows of {source!r} have changed since the job {manifest.values['job_id']} began: their digest is"
+                f" {found[:12]}…, it was {manifest.values['data_digest'][:12]}…. Start a new job for the new rows."
+            )
+    else:
+        model.initialise_model()
+    return Session(job, store, manifest, source, model)
+
+
+def build_model(job: LocalJob, store: Store, manifest: Manifest) -> PyTorchBitfountModel:
+    """The job's model, built from the source that the job keeps."""
+    read_file(store, manifest, "model")
+    model = reference_to(local_path(store, manifest.files["model"].name), job).build(
+        datastructure=DataStructure(**job.datastructure),
+        schema=BitfountSchema.loads(read_file(store, manifest, "schema").decode()),
+        **training_arguments(job),
+    )
+    model.num_workers = job.training["workers"]
+    return model
+
+
+def reference_to(path: Path, job: LocalJob) -> BitfountModelReference:
+    """A reference to a model file with the job's hyperparameters."""
+    return BitfountModelReference(
+        path, hyperparameters=job.model["hyperparameters"], class_name=job.model.get("class_name")
+    )
+
+
+def training_arguments(job: LocalJob) -> dict[str, Any]:
+    """The model's constructor arguments that the job's training section holds."""
+    names = ("epochs", "steps", "batch_size", "seed", "param_clipping")
+    return {name: job.training[name] for name in names if job.training.get(name) is not None}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Fixes torch's threads for a step: the last bits of sums depend on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def user_code(session: Session) -> Iterator[None]:
+    """What the user's own code raises ends as one error that names the line in the model file.
+
+    Raises:
+        TrainingError: from anything that is neither ours nor the operating system's.
+    """
+    try:
+        yield
+    except (BitfountError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise TrainingError(f"{type(session.model).__name__} failed{_place(session, error)}: {_text(error)}") from error
+
+
+def _place(session: Session, error: BaseException) -> str:
+    """The innermost line of the model file in the traceback."""
+    path = str(local_path(session.store, session.manifest.files["model"].name))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if not frames:
+        return ""
+    original = session.job.model.get("file") or session.job.model["reference"]
+    return f" in {frames[-1].name} ({original}, line {frames[-1].lineno}: {frames[-1].line})"
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,38 @@
+"""How a function becomes a step: a Prefect task with a readable name, retried where that can help, remembered by its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from tasks.retries import FIRST_DELAY_SECONDS, RETRIES, retry_if_transient
+from tasks.store import Manifest
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def step(name: str) -> Callable[[Callable[Parameters, Result]], Any]:
+    """Makes a function a step of that name.
+
+    The store decides whether a step is done, so Prefect neither caches nor keeps results.
+    """
+    return task(
+        name=name,
+        retries=RETRIES,
+        retry_delay_seconds=exponential_backoff(backoff_factor=FIRST_DELAY_SECONDS),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=retry_if_transient,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def reference(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as the JSON that passes between steps."""
+    return asdict(manifest)
