@@ -57,6 +57,13 @@ def unshadow_hooks(module: pl.LightningModule) -> None:
             del module.__dict__[name]
 
 
+def call_hook(module: pl.LightningModule, name: str, outputs: StepOutputs) -> None:
+    """Calls a legacy hook, if the module has it."""
+    hook = getattr(module, name, None)
+    if callable(hook):
+        hook(outputs)
+
+
 class EpochEndHooks(pl.Callback):
     """Collects what the steps return and calls the model's epoch-end methods with it."""
 
@@ -64,16 +71,24 @@ class EpochEndHooks(pl.Callback):
         self.validation_outputs = StepOutputs()
         self.test_outputs = StepOutputs()
         self.training_outputs = StepOutputs()
+        self._modes: dict[torch.nn.Module, bool] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lightning has looked: the methods may be seen again."""
         unshadow_hooks(pl_module)
+        self._modes = {module: module.training for module in pl_module.modules()}
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._modes = {}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """A run that broke off holds neither shadows nor outputs."""
+        """A run that broke off holds neither shadows nor outputs, and its dropout is not off because it was validating."""
         unshadow_hooks(pl_module)
         self.validation_outputs, self.test_outputs = StepOutputs(), StepOutputs()
         self.training_outputs = StepOutputs()
+        for module, training in self._modes.items():
+            module.training = training
+        self._modes = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.training_outputs = StepOutputs()
@@ -86,8 +101,7 @@ class EpochEndHooks(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         outputs, self.training_outputs = self.training_outputs, StepOutputs()
-        if callable(getattr(pl_module, "training_epoch_end", None)):
-            pl_module.training_epoch_end(outputs)
+        call_hook(pl_module, "training_epoch_end", outputs)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validation_outputs = StepOutputs()
@@ -107,7 +121,7 @@ class EpochEndHooks(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         outputs, self.validation_outputs = self.validation_outputs, StepOutputs()
         if outputs:
-            pl_module.validation_epoch_end(outputs)
+            call_hook(pl_module, "validation_epoch_end", outputs)
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.test_outputs = StepOutputs()
@@ -126,7 +140,7 @@ class EpochEndHooks(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         outputs, self.test_outputs = self.test_outputs, StepOutputs()
-        pl_module.test_epoch_end(outputs)
+        call_hook(pl_module, "test_epoch_end", outputs)
 
 
 class LegacyEpochEndMixIn(pl.LightningModule):
@@ -143,6 +157,7 @@ class LegacyEpochEndMixIn(pl.LightningModule):
         if trainer is None:
             return
         shadow_hooks(self)
-        if not any(isinstance(callback, EpochEndHooks) for callback in trainer.callbacks):
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, EpochEndHooks) for callback in callbacks):
             # First, so that what the methods log is there for every other callback.
-            trainer.callbacks.insert(0, EpochEndHooks())
+            callbacks.insert(0, EpochEndHooks())

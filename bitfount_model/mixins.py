@@ -24,7 +24,7 @@ class PyTorchClassifierMixIn:
         n_classes: the number of categories of the schema's target; with `multilabel`, the number of labels.
     """
 
-    fields_dict: ClassVar[dict[str, fields.Field]] = {"multilabel": fields.Boolean()}
+    fields_dict: ClassVar[dict[str, fields.Field[Any]]] = {"multilabel": fields.Boolean()}
 
     datastructure: DataStructure
     schema: BitfountSchema

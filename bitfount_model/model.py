@@ -79,7 +79,7 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         ValueError: both or neither of `epochs` and `steps`, or a value out of range.
     """
 
-    fields_dict: ClassVar[dict[str, fields.Field]] = {
+    fields_dict: ClassVar[dict[str, fields.Field[Any]]] = {
         "batch_size": fields.Integer(strict=True),
         "epochs": fields.Integer(strict=True, allow_none=True),
         "steps": fields.Integer(strict=True, allow_none=True),
@@ -204,21 +204,24 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
                 f"{type(self).__name__} does not say what it predicts: let it inherit PyTorchClassifierMixIn or"
                 " PyTorchRegressorMixIn, or give it a `problem`"
             )
+        if data_splitter is not None:
+            # Kept: a splitter's label column is no feature, neither now nor for rows that are predicted later.
+            self.datastructure.data_splitter = data_splitter
         self.datastructure.input_size = self.datastructure.tabular_width(self.schema)
         if data is not None and context is not TaskContext.MODELLER:
-            self._load(data, data_splitter)
+            self._load(data)
         if self._model is None:
             with seeded(self.seed_for("weights")):
                 self._model = self.create_model()
         if self.metrics is None:
             self.metrics = MetricCollection.create_from_model(self)
 
-    def _load(self, data: BaseSource, data_splitter: DatasetSplitter | None) -> None:
+    def _load(self, data: BaseSource) -> None:
         loaders = make_loaders(
             self.read(data),
             schema=self.schema,
             datastructure=self.datastructure,
-            splitter=data_splitter or self.datastructure.data_splitter or PercentageSplitter(),
+            splitter=self.datastructure.data_splitter or PercentageSplitter(),
             problem=self.problem,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -319,6 +322,17 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             A Trainer without logger, checkpoints, summary or progress bar, on a GPU where there is one.
         """
         return training.slim_trainer()
+
+    def setup(self, stage: str) -> None:
+        """Lightning's hook at the start of a run, the user's own Trainer's too.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            NotInitialisedError: `initialise_model` was not called.
+        """
+        self._need_network(f"Trainer.{stage}")
 
     def trainer_for_fit(self) -> pl.Trainer:
         """The Trainer for the next fit: the last one where it can run again, else a new one."""
@@ -462,8 +476,8 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         check_no_options("predict", kwargs)
         self._need_network("predict")
         loader = self.prediction_loader(data)
-        predictions = self._test(loader)[0] if len(loader) else np.empty(0, dtype=np.float32)
-        return PredictReturnType(predictions, loader.keys)
+        preds = self._test(loader)[0] if len(loader) else np.empty(0, dtype=np.float32)
+        return PredictReturnType(preds, loader.keys)
 
     def prediction_loader(self, data: BaseSource | None, *, targets: bool = False) -> Any:
         """Batches of all rows of a source, in order, encoded as the training rows were.

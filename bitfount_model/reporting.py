@@ -29,7 +29,7 @@ def average_outputs(outputs: Sequence[Mapping[str, Any]], rows: Sequence[int]) -
     for output, count in zip(outputs, rows, strict=True):
         if not isinstance(output, Mapping):
             raise TrainingError(
-                f"validation_step must return a dict of name -> number, it returned {type(output).__name__}"
+                f"validation_step must return a dict of name -> number, it returned a {type(output).__name__}"
             )
         for name, value in output.items():
             if name in NOT_AVERAGED:
@@ -49,10 +49,12 @@ def as_number(name: str, value: Any) -> float:
     Raises:
         TrainingError: it is something else.
     """
-    if isinstance(value, Tensor | np.ndarray) and value.shape not in ((), (1,)):
-        raise TrainingError(
-            f"the validation value {name!r} has shape {tuple(value.shape)}: wanted one number a batch, e.g. its mean"
-        )
+    if isinstance(value, Tensor | np.ndarray):
+        if len(value.reshape(-1)) != 1:
+            raise TrainingError(
+                f"the validation value {name!r} has shape {tuple(value.shape)}: wanted one number, e.g. its mean"
+            )
+        value = value.item()
     try:
         return float(value)
     except (TypeError, ValueError) as error:

@@ -1,8 +1,9 @@
-"""Randomness as a value: seeds derived from (seed, purpose, ...), and blocks that leave the global generators as they were."""
+"""Randomness as a value: seeds derived from (seed, purpose, ...), and blocks that leave the global generators alone."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +20,16 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
         purpose: what it is for, e.g. `("order", epoch)`; other purposes give unrelated seeds.
 
     Returns:
-        An integer in [0, 2**63): the first bytes of SHA-256 over the arguments.
+        An integer in [0, 2**63): the first bytes of SHA-256 over the arguments as a JSON list.
     """
-    text = "/".join(str(part) for part in (seed, *purpose))
+    text = json.dumps([seed, *purpose])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def seed_generators(seed: int) -> None:
     """Seeds the global generators of Python, NumPy and torch (all devices)."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - users' models draw from the global generator
+    np.random.seed(seed % 2**32)  # users' models draw from the global generator
     torch.manual_seed(seed)
 
 
@@ -42,11 +43,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             seed_generators(seed)
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+            np.random.set_state(numpy_state)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 from bitfount_model.data import BaseLoader, StepLoader
 from bitfount_model.epoch_end_hooks import EpochEndHooks, StepOutputs, rows_of
@@ -51,7 +52,8 @@ def slim_trainer(**options: Any) -> pl.Trainer:
 
 def is_reusable(trainer: pl.Trainer) -> bool:
     """Whether a Trainer can run another fit: it holds no logger and no callback that remembers the last one."""
-    return not trainer.loggers and all(isinstance(callback, EpochEndHooks) for callback in trainer.callbacks)
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return not trainer.loggers and all(isinstance(callback, EpochEndHooks) for callback in callbacks)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,19 @@ class ForeignSteps:
             yield batch
 
 
+class LazyLoader:
+    """A torch loader whose iteration begins with its first batch, so that what it draws then follows the pass's seed."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
+
+
 class FitCourse(pl.Callback):
     """Keeps one fit's course: its position, its epochs' records, its checkpoints; part of Lightning's checkpoint itself."""
 
@@ -128,6 +143,7 @@ class FitCourse(pl.Callback):
         self,
         model: PyTorchBitfountModel,
         *,
+        loader: Iterable[Any],
         epochs: int,
         batches_per_pass: int,
         metrics: MetricCollection | None,
@@ -136,6 +152,7 @@ class FitCourse(pl.Callback):
     ) -> None:
         self.records: list[EpochRecord] = []
         self._model = model
+        self._loader = loader
         self._epochs = epochs
         self._batches_per_pass = batches_per_pass
         self._metrics = metrics
@@ -164,6 +181,9 @@ class FitCourse(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where the checkpoint was written."""
         self._model.position = state_dict["position"]
+        if isinstance(self._loader, StepLoader):
+            # Lightning restores loaders too, but not those that were already set up to estimate the number of steps.
+            self._loader.load_state_dict({"position": state_dict["position"]})
         self._model.val_stats = [*self._model.val_stats[: self._stats_before], *state_dict["val_stats"]]
         self.records = [EpochRecord(**record) for record in state_dict["records"]]
         self._open = OpenEpoch(**state_dict["open_epoch"]) if state_dict["open_epoch"] else None
@@ -187,8 +207,8 @@ class FitCourse(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._close_epoch():
             self._save(trainer)
-        if isinstance(loader := trainer.train_dataloader, BaseLoader):
-            loader.set_epoch(self._model.position // int(trainer.num_training_batches))
+        if isinstance(self._loader, BaseLoader):
+            self._loader.set_epoch(self._model.position // int(trainer.num_training_batches))
         self._open = OpenEpoch(stats_before=len(self._stats()))
         self._seed_pass()
 
@@ -322,6 +342,7 @@ def train(
     trainer = model.trainer_for_fit()
     course = FitCourse(
         model,
+        loader=loader,
         epochs=epochs,
         batches_per_pass=batches_per_pass,
         metrics=metrics,
@@ -329,22 +350,47 @@ def train(
         checkpoint=checkpoint,
     )
     resume = checkpoint is not None and checkpoint.exists()
-    before = list(trainer.callbacks)
-    hooks = [c for c in before if isinstance(c, EpochEndHooks)] or [EpochEndHooks()]
-    # First, so that a checkpoint between two epochs is written before other callbacks begin the next one.
-    trainer.callbacks = [*hooks, course, *(c for c in before if c not in hooks), *callbacks]
+    validation = model.val_dataloader()
+    validate = validation != []
+    with (
+        set_for_one_fit(trainer, course, callbacks, epochs=epochs, validate=validate),
+        seeded(model.seed_for("training")),
+        interruptible(),
+    ):
+        trainer.fit(
+            model,
+            train_dataloaders=loader,
+            val_dataloaders=validation if validate else None,
+            ckpt_path=checkpoint if resume else None,
+            weights_only=True,
+        )
+    check_finite_parameters(model)
+    return course.records
+
+
+@contextmanager
+def set_for_one_fit(
+    trainer: pl.Trainer, course: FitCourse, callbacks: Sequence[pl.Callback], *, epochs: int, validate: bool
+) -> Iterator[None]:
+    """Gives a Trainer a fit's length and callbacks; afterwards it has its own callbacks and limits again."""
+    own: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    limit = trainer.limit_val_batches
+    hooks = [callback for callback in own if isinstance(callback, EpochEndHooks)] or [EpochEndHooks()]
+    others = [callback for callback in own if callback not in hooks]
+    # The course comes early, so that a checkpoint between two epochs is written before others begin the next one.
+    trainer.callbacks = [*hooks, course, *others, *callbacks]  # type: ignore[attr-defined]
     trainer.should_stop = False
     # A Trainer that has run before counts from 0 again, as the one does that goes on from a checkpoint.
     trainer.fit_loop.epoch_progress.reset()
     trainer.fit_loop.max_epochs = epochs
     trainer.fit_loop.epoch_loop.max_steps = -1
+    if not validate:
+        trainer.limit_val_batches = 0
     try:
-        with seeded(model.seed_for("training")), interruptible():
-            trainer.fit(model, train_dataloaders=loader, ckpt_path=checkpoint if resume else None, weights_only=True)
+        yield
     finally:
-        trainer.callbacks = before
-    check_finite_parameters(model)
-    return course.records
+        trainer.callbacks = own  # type: ignore[attr-defined]
+        trainer.limit_val_batches = limit
 
 
 def training_batches(model: PyTorchBitfountModel) -> tuple[Iterable[Any], int]:
@@ -352,7 +398,7 @@ def training_batches(model: PyTorchBitfountModel) -> tuple[Iterable[Any], int]:
     loader = model.train_dataloader()
     batches_per_pass = len(loader) if hasattr(loader, "__len__") else 0
     if model.steps is None:
-        return loader, batches_per_pass
+        return LazyLoader(loader) if isinstance(loader, DataLoader) else loader, batches_per_pass
     if isinstance(loader, BaseLoader):
         return StepLoader(loader, model.position, model.steps), batches_per_pass
     steps = model.foreign_steps(loader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ class TaskContext(Enum):
     WORKER = "worker"
 
 
-class DataSplit(str, Enum):
+class DataSplit(StrEnum):
     """The three parts of a table."""
 
     TRAIN = "train"
@@ -58,7 +58,7 @@ class DataSplit(str, Enum):
     TEST = "test"
 
 
-class Problem(str, Enum):
+class Problem(StrEnum):
     """What is predicted; decides the dtype of targets and the default metrics."""
 
     BINARY = "binary"

@@ -98,11 +98,13 @@ def read_weights(
     try:
         loaded = torch.load(io.BytesIO(data), weights_only=weights_only, **{"map_location": "cpu", **load_options})
     except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsFileError(f"{name} is not a state dict that can be read: {reason}") from error
     if isinstance(loaded, nn.Module):
         return SavedModel(dict(loaded.state_dict()), module=loaded)
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
         raise WeightsFileError(f"{name} holds a {type(loaded).__name__}, wanted a state dict: names and tensors only")
     metadata = getattr(loaded, "_metadata", None)
     kept = metadata.get(PREPARATION) if isinstance(metadata, dict) else None

@@ -17,6 +17,7 @@ TITLES = {
     "predict": "predicting",
     "plots": "drawing plots",
     "record": "recording in MLflow",
+    "register": "registering the model",
 }
 
 
@@ -123,6 +124,7 @@ def show_summary(view: RunView, summary: dict[str, Any]) -> None:
         "predictions": summary["predictions"],
         "test rows": summary["test_predictions"],
         "MLflow run": summary["mlflow_run_id"] or "not recorded yet: MLflow could not be reached",
+        "registered": summary["registered"],
         "took": f"{summary['seconds']:.1f} s",
     }
     for name, value in lines.items():

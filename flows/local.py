@@ -17,6 +17,7 @@ from tasks.plot import plot
 from tasks.predict import predict, predict_rows
 from tasks.progress import listening, tell
 from tasks.recording import Tracking, live_metrics, record, record_end
+from tasks.register import register
 
 
 @flow(name="local_training", flow_run_name="{job_id}", validate_parameters=False, persist_result=False)
@@ -48,6 +49,9 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
             done["plots"] = plot(store_url)
         with stage("record", done):
             done["record"] = recorded(store_url, tracking, steps_of(job))
+        if job.get("register") and done["record"]:
+            with stage("register", done):
+                done["register"] = register(store_url, tracking["uri"], job["register"])
     return done
 
 

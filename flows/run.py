@@ -37,7 +37,7 @@ def train(
     with only_once(Path(store.url)):
         job = continued(job, store)
         view.say(f"job {job_id}")
-        with prefect_api(workspace, verbose=verbose):
+        with tracked_at(tracking_uri or workspace.tracking_uri), prefect_api(workspace, verbose=verbose):
             done = call_flow(job, job_id, workspace, tracking_uri, view, verbose)
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
 
@@ -113,8 +113,8 @@ def summarise(
     """What a run gave, with paths.
 
     Returns:
-        job_id, name, mlflow_run_id, metrics, test_rows, weights, weights_sha256, predictions, test_predictions, seconds,
-        tracking_uri, ui_command.
+        job_id, name, mlflow_run_id, metrics, test_rows, weights, weights_sha256, predictions, test_predictions, registered,
+        seconds, tracking_uri, ui_command.
     """
     store = workspace.store(job_id)
 
@@ -122,7 +122,7 @@ def summarise(
         files = (done.get(step) or {}).get("files", {})
         return store.location(files[role]["name"]) if role in files else None
 
-    recorded = done.get("record")
+    recorded, registered = done.get("record"), done.get("register")
     ui = f"bitfount-flows ui --home {workspace.home}" if tracking_uri is None else f"open {tracking_uri}"
     return {
         "job_id": job_id,
@@ -134,10 +134,27 @@ def summarise(
         "weights_sha256": done["fit"]["values"]["weights_sha256"],
         "predictions": path_of("predict", "predictions"),
         "test_predictions": path_of("evaluate", "predictions"),
+        "registered": f"{registered['values']['name']} version {registered['values']['version']}"
+        if registered
+        else None,
         "seconds": round(seconds, 2),
         "tracking_uri": tracking_uri or workspace.tracking_uri,
         "ui_command": ui,
     }
+
+
+@contextmanager
+def tracked_at(uri: str) -> Iterator[None]:
+    """Registered models are looked for where runs are recorded."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,13 @@ def read_source(text: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: neither.
     """
+    value = None
     for kind, endings in (("csv", (".csv", ".csv.gz")), ("parquet", (".parquet",))):
         if text.lower().endswith(endings):
-            return {kind: str(Path(text).expanduser().resolve())}
-    try:
-        value = plain(YAML(typ="rt").load(io.StringIO(text)))
-    except YAMLError:
-        value = None
+            value = {kind: str(Path(text).expanduser().resolve())}
+    if value is None:
+        with suppress(YAMLError):
+            value = plain(YAML(typ="rt").load(io.StringIO(text)))
     if not isinstance(value, dict):
         raise ConfigurationError(
             f"--data {text!r}: wanted a .csv or .parquet file, or a source such as '{{sklearn: digits}}'"

@@ -60,7 +60,7 @@ def confusion_matrix(actual: np.ndarray, decided: np.ndarray, names: Sequence[st
             shown = axes.text(column, row, text, ha="center", va="center")
             dress(shown, size=11 if small else 8, colour="white" if shares[row, column] > 0.55 else INK)
     bar = figure.colorbar(picture, ax=axes, shrink=0.75, aspect=30, format="{x:.0%}")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8.5, colors=FAINT, length=0)
     dress(bar.ax.set_ylabel("share of the actual class"), size=9, colour=FAINT)
     return png(figure)
@@ -75,13 +75,13 @@ def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(places, shown)
     if sum(map(len, shown)) >= 45:
         for text in axes.get_xticklabels():
-            text.set_ha("right")
+            text.set_horizontalalignment("right")
             text.set_rotation_mode("anchor")
     dress_ticks(axes, size=9 if len(names) <= 24 else 7)
 
 
 def label_table(found: Classified, names: Sequence[str]) -> bytes:
-    """For each label, how many rows have it and were found, were missed, were flagged wrongly, or rightly not."""
+    """For each label, how many rows have it and were found or missed, have it not and were flagged or not."""
     truth, decided = found.truth, found.decided == 1
     counts = np.stack(
         [(truth & decided).sum(0), (truth & ~decided).sum(0), (~truth & decided).sum(0), (~truth & ~decided).sum(0)],
@@ -96,7 +96,7 @@ def label_table(found: Classified, names: Sequence[str]) -> bytes:
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     dress_axes(axes, grid=False)
-    axes.set_xticks(range(4), ["has it, found", "has it, missed", "has it not, flagged", "has it not, not flagged"])
+    axes.set_xticks(range(4), ["present, found", "present, missed", "absent, flagged", "absent, not flagged"])
     axes.xaxis.tick_top()
     step = max(1, math.ceil(len(names) / 40))
     axes.set_yticks(range(0, len(names), step), [label(name) for name in names[::step]])
@@ -110,9 +110,10 @@ def label_table(found: Classified, names: Sequence[str]) -> bytes:
 def roc_plot(found: Classified, names: Sequence[str]) -> bytes:
     """ROC curves: of the positive class, or of each class or label against the rest."""
     curves = {place: roc(found.truth[:, place], found.scores[:, place]) for place in range(found.truth.shape[1])}
-    figure, axes = _curve_figure("ROC curve", found, names)
+    figure, axes = _curve_figure("ROC curve", found, names, "; AUC is the area below")
     dress_axes(axes, x="false positive rate", y="true positive rate")
-    axes.plot([0, 1], [0, 1], color="#aeb8c1", linewidth=1, linestyle=(0, (4, 3)))
+    if any(curves.values()):
+        axes.plot([0, 1], [0, 1], color="#aeb8c1", linewidth=1, linestyle=(0, (4, 3)))
     _draw_areas(axes, curves, _column_names(found, names), "AUC", average=True)
     return png(figure)
 
@@ -121,28 +122,29 @@ def precision_recall_plot(found: Classified, names: Sequence[str]) -> bytes:
     """Precision-recall curves: of the positive class, or of each class or label against the rest."""
     columns = range(found.truth.shape[1])
     curves = {place: precision_recall(found.truth[:, place], found.scores[:, place]) for place in columns}
-    figure, axes = _curve_figure("Precision and recall", found, names)
+    figure, axes = _curve_figure("Precision and recall", found, names, "; AP is the average precision")
     dress_axes(axes, x="recall", y="precision")
-    if len(curves) == 1 and found.truth.size:
+    if len(curves) == 1 and any(curves.values()):
         axes.axhline(found.truth.mean(), color="#aeb8c1", linewidth=1, linestyle=(0, (4, 3)))
-    _draw_areas(axes, curves, _column_names(found, names), "average precision", average=False)
+    _draw_areas(axes, curves, _column_names(found, names), "AP", average=False)
     return png(figure)
 
 
-def _curve_figure(title: str, found: Classified, names: Sequence[str]) -> tuple[Figure, Axes]:
-    rows = f"{len(found.truth):,} test rows"
+def _curve_figure(title: str, found: Classified, names: Sequence[str], note: str) -> tuple[Figure, Axes]:
+    rows = f"{len(found.truth):,} test rows{note}"
     single = found.truth.shape[1] == 1
-    what = f"{label(names[1])} against {label(names[0])}, {rows}" if single else f"each against the rest, {rows}"
-    figure = new_figure(6.0 if single else 8.4, 5.4, title, what)
+    who = " against ".join(label(name) for name in reversed(names)) if single else "each against the rest"
+    figure = new_figure(5.0 if single else 7.4, 5.4, title, f"{who}, {rows}")
     axes = figure.add_subplot()
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
+    axes.set_anchor("W")
     return figure, axes
 
 
 def _column_names(found: Classified, names: Sequence[str]) -> list[str]:
-    return list(names[1:2]) if found.truth.shape[1] == 1 else list(names)
+    return list(names[-1:]) if found.truth.shape[1] == 1 else list(names)
 
 
 def _draw_areas(
@@ -179,7 +181,7 @@ def _draw_areas(
         handles, shown = [*handles, Line2D([], [], color="#c9d1d8")], [*shown, f"{others} with a larger area"]
     if missing := len(curves) - len(defined):
         handles, shown = [*handles, Line2D([], [], alpha=0)], [*shown, f"{missing} not defined: all rows or none"]
-    legend(axes, handles, shown, outside=len(curves) > 1)
+    legend(axes, handles, shown, "outside" if len(curves) > 1 else "lower right" if average else "lower left")
 
 
 def _share(part: int, whole: int) -> str:

@@ -72,7 +72,7 @@ def sigmoid(scores: np.ndarray) -> np.ndarray:
     """Logits as probabilities; probabilities as they are."""
     if scores.size == 0 or (scores.min() >= 0 and scores.max() <= 1):
         return scores
-    return 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
+    return np.asarray(1 / (1 + np.exp(-np.clip(scores, -700, 700))))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

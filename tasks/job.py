@@ -25,6 +25,11 @@ SPLITTERS: Mapping[str, type[DatasetSplitter]] = {
 }
 SOURCES = ("csv", "parquet", "sql", "sklearn")
 
+is_name = validate.Regexp(
+    rf"^{NAME.pattern}\Z",
+    error="must be letters, digits, '.', '_' or '-', at most 80, beginning with a letter or digit",
+)
+
 
 @dataclass(frozen=True)
 class LocalJob:
@@ -42,6 +47,7 @@ class LocalJob:
             pretrained_file, param_clipping.
         metrics: names of the default metrics to compute; None for all of them.
         predict: `{"data": like data}`, or None.
+        register: the name in MLflow's registry that the trained model becomes a version of, or None.
     """
 
     name: str
@@ -54,6 +60,7 @@ class LocalJob:
     training: JSON
     metrics: list[str] | None
     predict: JSON | None
+    register: str | None
 
 
 class StrictSchema(Schema):
@@ -155,13 +162,7 @@ class PredictSection(StrictSchema):
 class JobSchema(StrictSchema):
     """The keys of a local job."""
 
-    name = fields.String(
-        required=True,
-        validate=validate.Regexp(
-            rf"^{NAME.pattern}$",
-            error="must be letters, digits, '.', '_' or '-', at most 80, beginning with a letter or digit",
-        ),
-    )
+    name = fields.String(required=True, validate=is_name)
     experiment = fields.String(load_default="bitfount-flows", validate=validate.Length(min=1))
     model = fields.Nested(ModelSection, required=True)
     data = fields.Nested(SourceSection, required=True)
@@ -175,6 +176,7 @@ class JobSchema(StrictSchema):
     training = fields.Nested(TrainingSection, required=True)
     metrics = fields.List(fields.String(), load_default=None, allow_none=True)
     predict = fields.Nested(PredictSection, load_default=None, allow_none=True)
+    register = fields.String(load_default=None, allow_none=True, validate=is_name)
 
 
 class JobError(ConfigurationError):

@@ -233,7 +233,8 @@ def log_datasets(client: MlflowClient, run: Run, datasets: Iterable[DataSet]) ->
     """Adds the data sets that the run does not have."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    there = {(known.dataset.name, known.dataset.digest) for known in run.inputs.dataset_inputs}
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    there = {(known.dataset.name, known.dataset.digest) for known in inputs}
     missing = [
         DatasetInput(
             Dataset(data.name, data.digest, data.source_type, data.source, data.schema, data.profile),

@@ -8,8 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
@@ -19,14 +21,15 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 INK, FAINT, RULE = "#22303c", "#6b7884", "#e3e8ed"
 FONT = "DejaVu Sans"  # comes with matplotlib
 FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Noto Sans")
+DENSITY = LinearSegmentedColormap.from_list("density", ["#bcd9ef", "#0b6fb8", "#062f52"])
 TOO_LARGE = 1e100  # larger values make matplotlib's axes overflow
 
 
 def new_figure(width: float, height: float, title: str, subtitle: str = "") -> Figure:
     """An empty figure, sizes in inches, with a title at its left edge."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.04, hspace=0.06)  # type: ignore[union-attr]
-    text = figure.suptitle(label(title, 90) + ("\n" if subtitle else ""), x=0.012, ha="left", linespacing=1.5)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04, hspace=0.06)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    text = figure.suptitle(label(title, 90) + ("\n" if subtitle else ""), x=0.012, ha="left", linespacing=1.2)
     dress(text, size=13, weight="bold", colour=INK)
     if subtitle:
         below = figure.text(0.012, 1 - 0.43 / height, label(subtitle, 110), ha="left", va="center")
@@ -65,9 +68,17 @@ def dress_ticks(axes: Axes, size: float = 9) -> None:
         dress(text, size=size, colour=INK)
 
 
-def legend(axes: Axes, handles: Sequence[object], names: Sequence[str], *, outside: bool) -> None:
-    """A legend in which every name is shown, those that begin with an underscore too."""
-    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if outside else {"loc": "best"}
+def legend(axes: Axes, handles: Sequence[object], names: Sequence[str], where: str = "outside") -> None:
+    """A legend in which every name is shown, those that begin with an underscore too.
+
+    Args:
+        axes: of the panel.
+        handles: what was drawn.
+        names: one a handle.
+        where: a corner of the panel, `best`, or `outside` at its right.
+    """
+    outside = where == "outside"
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if outside else {"loc": where}
     shown = [f" {name}" if name.startswith("_") else name for name in (label(name, 60) for name in names)]
     box = axes.legend(handles, shown, frameon=not outside, framealpha=0.9, edgecolor=RULE, handlelength=1.8, **place)  # type: ignore[arg-type]
     for text in box.get_texts():
@@ -77,6 +88,14 @@ def legend(axes: Axes, handles: Sequence[object], names: Sequence[str], *, outsi
 def whole_numbers(axes: Axes) -> None:
     """Ticks at whole numbers only along x."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
+def few_numbers(axes: Axes) -> None:
+    """Few ticks with short numbers along both axes; a power of ten goes to the axis's end."""
+    axes.locator_params(nbins=6)
+    axes.ticklabel_format(scilimits=(-2, 5))
+    for axis in (axes.xaxis, axes.yaxis):
+        dress(axis.get_offset_text(), size=9, colour=FAINT)
 
 
 def say(axes: Axes, text: str) -> None:

@@ -16,10 +16,12 @@ from tasks.curves import Classified, agreement, classified
 from tasks.plot_style import (
     COLOURS,
     DASHES,
+    DENSITY,
     FAINT,
     drawable,
     dress,
     dress_axes,
+    few_numbers,
     label,
     legend,
     new_figure,
@@ -30,7 +32,7 @@ from tasks.plot_style import (
 
 CLASSIFICATION = (Problem.BINARY, Problem.MULTICLASS, Problem.MULTILABEL)
 MAX_PANELS = 12
-UNITS: Mapping[str, str] = {"MAE": "Error", "RMSE": "Error", "MSE": "Squared error"}
+UNITS: Mapping[str, str] = {"MAE": "Error", "RMSE": "Error", "MSE": "Squared error", "Brier Loss": "Brier loss"}
 """Metric -> the panel it shares with those of the same unit; others are found by their range or stand alone."""
 
 
@@ -92,9 +94,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> bytes:
     shown = panels[:MAX_PANELS]
     left = len(panels) - len(shown)
     count = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
-    figure, grid = _grid(
-        len(shown), f"Learning curves over {count}", f"{left} more metrics are not shown" if left else ""
-    )
+    note = "last values in brackets" + (f"; {left} more metrics are not shown" if left else "")
+    figure, grid = _grid(len(shown), f"Learning curves over {count}", note)
     for axes, (title, curves) in zip(grid, shown, strict=True):
         _draw_curves(axes, title, epochs, curves)
     return png(figure)
@@ -134,7 +135,15 @@ def _draw_curves(axes: Axes, title: str, epochs: np.ndarray, curves: Mapping[str
     for place, values in enumerate(curves.values()):
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
         marker = "o" if len(epochs) <= 30 else ""
-        handles += axes.plot(epochs, values, color=colour, linestyle=dash, linewidth=1.8, marker=marker, markersize=3.5)
+        handles += axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linestyle=dash,
+            linewidth=1.8,
+            marker=marker,
+            markersize=7 if len(epochs) == 1 else 3.5,
+        )
     whole_numbers(axes)
     if finite.min() > 0 and finite.max() / finite.min() > 100:
         axes.set_yscale("log")
@@ -142,7 +151,12 @@ def _draw_curves(axes: Axes, title: str, epochs: np.ndarray, curves: Mapping[str
         axes.set_ylim(-0.03, 1.03)
     if len(epochs) == 1:
         axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
-    legend(axes, handles, [_last(name, values) for name, values in curves.items()], outside=len(curves) > 4)
+    legend(
+        axes,
+        handles,
+        [_last(name, values) for name, values in curves.items()],
+        "outside" if len(curves) > 4 else "best",
+    )
 
 
 def _last(name: str, values: np.ndarray) -> str:
@@ -172,7 +186,7 @@ def predicted_against_actual(preds: np.ndarray, targs: np.ndarray, names: Sequen
 def _draw_against(axes: Axes, truth: np.ndarray, found: np.ndarray, name: str) -> None:
     both = np.isfinite(truth) & np.isfinite(found)
     truth, found = truth[both], found[both]
-    dress_axes(axes, name, x=f"actual {label(name)}", y=f"predicted {label(name)}")
+    dress_axes(axes, name, x=f"actual {label(name, 40)}", y=f"predicted {label(name, 40)}")
     if truth.size == 0:
         say(axes, "no finite values")
         return
@@ -182,13 +196,14 @@ def _draw_against(axes: Axes, truth: np.ndarray, found: np.ndarray, name: str) -
     axes.plot(ends, ends, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)))
     if truth.size > 5000:
         axes.hexbin(
-            truth, found, gridsize=60, bins="log", mincnt=1, cmap="Blues", linewidths=0.1, extent=(*ends, *ends)
+            truth, found, gridsize=60, bins="log", mincnt=1, cmap=DENSITY, linewidths=0.1, extent=(*ends, *ends)
         )
     else:
         axes.scatter(truth, found, s=18, color=COLOURS[0], alpha=max(0.25, min(0.75, 60 / truth.size)), linewidths=0)
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
+    few_numbers(axes)
     lost = f"\n{int((~both).sum()):,} rows are not finite" if not both.all() else ""
     r2, error = agreement(truth, found)
     figures = f"R² {r2:.3f}\nmean error {error:.4g}{lost}"
@@ -198,8 +213,8 @@ def _draw_against(axes: Axes, truth: np.ndarray, found: np.ndarray, name: str) -
 
 
 def _grid(count: int, title: str, subtitle: str = "", *, square: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with that many panels, two or three to a row."""
-    across = 1 if count == 1 else 2 if count <= 4 else 3
+    """A figure with that many panels, one to three in a row."""
+    across = 2 if count in (2, 4) else min(count, 3)
     down = math.ceil(count / across)
     width, height = (4.6, 4.4) if square else (4.9, 3.5)
     figure = new_figure(max(6.2, width * across), height * down + 0.9, title, subtitle)

@@ -73,7 +73,7 @@ def open_session(store: Store, data: Mapping[str, Any] | None = None) -> Session
                 f" {found[:12]}…, it was {manifest.values['data_digest'][:12]}…. Start a new job for the new rows."
             )
     else:
-        model.initialise_model()
+        model.initialise_model(data_splitter=splitter_of(job))
     return Session(job, store, manifest, source, model)
 
 

@@ -162,8 +162,13 @@ def read_manifest(store: Store, step: str) -> Manifest | None:
     """What a step left behind, or None if it has not finished."""
     if not store.has(manifest_name(step)):
         return None
-    value = json.loads(store.get(manifest_name(step)))
-    return Manifest(value["step"], {role: Reference(**r) for role, r in value["files"].items()}, value["values"])
+    name = manifest_name(step)
+    try:
+        value = json.loads(store.get(name))
+        files = {role: Reference(**reference) for role, reference in value["files"].items()}
+        return Manifest(value["step"], files, value["values"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{name} in {store.url} is not what a step wrote: {error}. Use another job id.") from error
 
 
 def manifest_name(step: str) -> str:

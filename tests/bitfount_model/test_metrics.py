@@ -383,6 +383,16 @@ def test_infinite_logits_that_name_no_class_give_nan() -> None:
 def test_nan_targets_of_a_regression_give_nan() -> None:
     found = MetricCollection(Problem.REGRESSION).compute(np.array([1.0, math.nan]), np.array([1.0, 2.0]))
     assert_close(found, dict.fromkeys(REGRESSION, math.nan))
+    in_one_column = np.array([[1.0, 1.0], [2.0, math.nan], [3.0, 3.0]])
+    found = MetricCollection(Problem.REGRESSION).compute(in_one_column, np.ones((3, 2)))
+    assert_close(found, dict.fromkeys(REGRESSION, math.nan))
+
+
+def test_arrays_that_are_read_only_or_run_backwards_are_taken_as_they_are() -> None:
+    targets, preds = random(0).integers(0, 2, 20), random(1).random(20)
+    want = MetricCollection(Problem.BINARY).compute(targets[::-1].copy(), preds[::-1].copy())
+    targets.flags.writeable = preds.flags.writeable = False
+    assert_close(MetricCollection(Problem.BINARY).compute(targets[::-1], preds[::-1]), want)
 
 
 # --- collections ------------------------------------------------------------------------------------------------------

@@ -1,97 +1,13 @@
-"""Real MLflow for the tests of recording: a server process on loopback, and databases of its own for each test."""
+"""Real MLflow for the tests of recording: databases of each test's own."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tasks.mlflow_client import connect, quiet_mlflow_environment
-
-START_SECONDS = 90
-
-
-def free_port() -> int:
-    """A port of loopback on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class TrackingServer:
-    """An MLflow server that can be stopped and started again on the same port and data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Starts it and waits until it answers."""
-        command = ["server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        places = [
-            f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db",
-            f"--artifacts-destination={self.folder}/files",
-        ]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", *command, *places],
-                cwd=self.folder,
-                env={**os.environ, **quiet_mlflow_environment()},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-3000:])
-            threading.Event().wait(0.1)
-
-    def answers(self) -> bool:
-        """Whether it is up."""
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def stop(self) -> None:
-        """Ends it and its workers at once, as a crash would."""
-        if self.process is None:
-            return
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quiet_mlflow() -> Iterator[None]:
-    """The environment that the command line gives MLflow."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in quiet_mlflow_environment().items():
-            patch.setenv(name, value)
-        yield
-
-
-@pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and nothing in them, to copy: making the tables takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    connect(f"sqlite:///{path}")
-    return path
+from tests.tracking_server import free_port
 
 
 @pytest.fixture
@@ -106,14 +22,3 @@ def sqlite_uri(mlflow_database: Path, tmp_path: Path) -> str:
 def dead_uri() -> str:
     """The tracking URI of a server that is not there."""
     return f"http://127.0.0.1:{free_port()}"
-
-
-@pytest.fixture(scope="session")
-def mlflow_server(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
-    """A server for the session; a test that stops it starts it again."""
-    folder = tmp_path_factory.mktemp("mlflow-server")
-    shutil.copy(mlflow_database, folder / "mlflow.db")
-    server = TrackingServer(folder)
-    server.start()
-    yield server
-    server.stop()

@@ -27,8 +27,8 @@ from tasks.mlflow_client import connect, ensure_experiment, ensure_run, quiet_ml
 from tasks.record import mark_failed, record_job
 from tasks.run_contents import STEPS, metric_keys, valid_key
 from tasks.store import Store, read_manifest
-from tests.tasks.conftest import TrackingServer
 from tests.tasks.job_folder import history, job_folder
+from tests.tracking_server import TrackingServer
 
 CHANGING = (
     "create_experiment",

@@ -1,0 +1,275 @@
+"""The examples as a user runs them: each job through the command line, in a process and a folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from marshmallow import Schema, fields
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from sklearn.datasets import load_diabetes
+from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
+from torch import nn
+
+from bitfount_model import PercentageSplitter, load_model_class
+from tasks.job import JobSchema, check_job
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+TRAIN_SECONDS = 240
+OUTSIDE = ("BITFOUNT_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished command: its JSON line, the words around it, and the folder that it ran in."""
+
+    summary: dict[str, Any]
+    words: str
+    folder: Path
+
+    @property
+    def job(self) -> Path:
+        """The job's own folder."""
+        return Path(self.summary["weights"]).parents[1]
+
+    @property
+    def test_rows(self) -> pd.DataFrame:
+        """The test rows' predictions, as they were written."""
+        return pd.read_parquet(self.summary["test_predictions"])
+
+
+def call(folder: Path, *arguments: str | Path) -> Run:
+    """Runs `bitfount-flows`, which must succeed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
+    done = subprocess.run(
+        [Path(sysconfig.get_path("scripts")) / "bitfount-flows", *arguments, "--json"],
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TRAIN_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    return Run(json.loads(done.stdout.splitlines()[-1]), done.stderr, folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all jobs, so that the databases in it are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def train(name: str, home: Path, tmp_path_factory: pytest.TempPathFactory, *options: str) -> Run:
+    """Trains an example from an empty folder."""
+    folder = tmp_path_factory.mktemp(name) / "here"
+    return call(folder, "train", EXAMPLES / name / "job.yaml", "--home", home, "--job-id", name, *options)
+
+
+@pytest.fixture(scope="module")
+def breast_cancer(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train("breast_cancer", home, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def diabetes(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train("diabetes", home, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def digits_images(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    data = tmp_path_factory.mktemp("digits")
+    script = EXAMPLES / "digits_images" / "make_images.py"
+    subprocess.run([sys.executable, script, data], check=True, capture_output=True, timeout=TRAIN_SECONDS)
+    return train("digits_images", home, tmp_path_factory, "--set", f"data.csv={data / 'digits.csv'}")
+
+
+@pytest.fixture(scope="module")
+def original_style(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train("original_style", home, tmp_path_factory)
+
+
+@pytest.fixture(params=["breast_cancer", "diabetes", "digits_images", "original_style"])
+def example(request: pytest.FixtureRequest) -> Run:
+    """Each of the examples."""
+    run: Run = request.getfixturevalue(request.param)
+    return run
+
+
+def test_the_tumour_classifier_tells_the_test_rows_apart(breast_cancer: Run) -> None:
+    rows, metrics = breast_cancer.test_rows, breast_cancer.summary["metrics"]
+    assert metrics["AUC"] >= 0.98
+    assert metrics["AUC"] == pytest.approx(roc_auc_score(rows["target"] == "1", rows["score_1"]), abs=1e-6)
+    assert metrics["Accuracy"] == pytest.approx(accuracy_score(rows["target"], rows["prediction"]), abs=1e-6)
+
+
+def test_the_tumour_classifier_predicts_every_row_that_its_job_names(breast_cancer: Run) -> None:
+    predictions = pd.read_parquet(breast_cancer.summary["predictions"])
+    assert predictions.columns.tolist() == ["key", "prediction", "score_0", "score_1"]
+    assert predictions["key"].tolist() == list(range(569))
+
+
+def test_a_trained_job_predicts_and_evaluates_rows_that_come_later(
+    breast_cancer: Run, home: Path, tmp_path: Path
+) -> None:
+    source = "{sklearn: breast_cancer}"
+    place = ("--job-id", "breast_cancer", "--home", home, "--data", source)
+    predicted = call(tmp_path, "predict", *place, "--out", tmp_path / "later.parquet").summary
+    assert predicted["rows"] == 569
+    later, first = pd.read_parquet(predicted["predictions"]), pd.read_parquet(breast_cancer.summary["predictions"])
+    pd.testing.assert_frame_equal(later, first)
+    assert call(tmp_path, "evaluate", *place).summary["metrics"]["AUC"] >= 0.98
+
+
+def test_the_regressor_predicts_in_the_unit_of_its_target(diabetes: Run) -> None:
+    rows, metrics = diabetes.test_rows, diabetes.summary["metrics"]
+    assert list(metrics) == ["R2", "MAE", "RMSE"]
+    assert metrics["R2"] == pytest.approx(r2_score(rows["target"], rows["prediction"]), abs=1e-5)
+    assert abs(rows["prediction"].mean() - rows["target"].mean()) < 20
+    assert rows["target"].between(25, 346).all()
+
+
+def test_the_regressor_is_as_good_as_the_same_network_in_plain_pytorch(diabetes: Run) -> None:
+    start = load_file(diabetes.job / "initialise" / "weights.safetensors")
+    assert diabetes.summary["metrics"]["R2"] == pytest.approx(r2_of_plain_pytorch(start, steps=200), abs=0.03)
+
+
+def r2_of_plain_pytorch(start: dict[str, torch.Tensor], steps: int) -> float:
+    """The example's network from the same first weights and the same split, and nothing else of this project."""
+    frame = load_diabetes(as_frame=True).frame
+    split = PercentageSplitter(validation_percentage=15, test_percentage=20).split(frame, seed=42)
+    table = frame.drop(columns="target").to_numpy()
+    table = (table - table[split.train].mean(axis=0)) / table[split.train].std(axis=0)
+    rows, targets = torch.tensor(table, dtype=torch.float32), torch.tensor(frame["target"].to_numpy())
+    network = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 1))
+    network.load_state_dict(start)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.003, weight_decay=0.1)
+    orders = np.random.default_rng(0)
+    batches: list[torch.Tensor] = []
+    while len(batches) < steps:
+        batches += torch.tensor(orders.permutation(split.train)).split(32)
+    for batch in batches[:steps]:
+        optimizer.zero_grad()
+        wanted = (targets[batch].float() - 150) / 75
+        nn.functional.mse_loss(network(rows[batch]).squeeze(1), wanted).backward()
+        optimizer.step()
+    with torch.no_grad():
+        predicted = network(rows[split.test]).squeeze(1) * 75 + 150
+    return float(r2_score(targets[split.test], predicted))
+
+
+def test_the_regressor_trains_exactly_the_steps_of_its_job(diabetes: Run) -> None:
+    history = json.loads((diabetes.job / "fit" / "history.json").read_text())
+    # 287 training rows are 9 batches; 200 steps are 22 passes and 2 whole batches.
+    assert [record["rows"] for record in history] == [22 * 287 + 2 * 32]
+
+
+def test_the_image_model_reads_digits_from_their_files(digits_images: Run) -> None:
+    rows, metrics = digits_images.test_rows, digits_images.summary["metrics"]
+    assert metrics["Accuracy"] >= 0.95
+    assert metrics["Accuracy"] == pytest.approx(accuracy_score(rows["label"], rows["prediction"]), abs=1e-6)
+    assert len(rows) == digits_images.summary["test_rows"] == 359
+    assert rows["key"].str.fullmatch(r"digit-\d{4}").all()
+    assert rows["key"].is_unique
+
+
+def test_a_model_in_the_style_of_the_original_trains_with_another_import_line(original_style: Run) -> None:
+    text = (EXAMPLES / "original_style" / "model.py").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if "bitfount_model" in line] == [
+        "from bitfount_model import PyTorchBitfountModel, PyTorchClassifierMixIn"
+    ]
+    assert original_style.summary["metrics"]["Accuracy"] >= 0.95
+    (record,) = json.loads((original_style.job / "fit" / "history.json").read_text())
+    stats = record["val_stats"]
+    assert stats["val_error"] == pytest.approx(1 - stats["val_acc"])
+
+
+def test_what_a_job_says_it_wrote_is_there(example: Run) -> None:
+    weights = Path(example.summary["weights"])
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == example.summary["weights_sha256"]
+    assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
+    assert len(example.test_rows) == example.summary["test_rows"] > 0
+    assert list((example.job / "plots").glob("*.png"))
+
+
+def test_a_job_ends_as_a_finished_run_in_mlflow(example: Run) -> None:
+    database = sqlite3.connect(example.summary["tracking_uri"].removeprefix("sqlite:///"))
+    query = "SELECT status FROM runs WHERE run_uuid = ?"
+    found = database.execute(query, (example.summary["mlflow_run_id"],)).fetchall()
+    database.close()
+    assert found == [("FINISHED",)]
+
+
+def test_a_job_leaves_nothing_where_it_was_started_and_no_noise_behind(example: Run) -> None:
+    assert list(example.folder.iterdir()) == []
+    assert "Traceback" not in example.words
+    assert "Warning" not in example.words
+
+
+# What the pages show and list is what there is.
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def keys_of(schema: Schema, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths of a schema's keys, sections and what is in them."""
+    found: list[tuple[str, ...]] = []
+    for name, field in schema.fields.items():
+        here = (*path, field.data_key or name)
+        found += [here, *(keys_of(field.schema, here) if isinstance(field, fields.Nested) else [])]
+    return found
+
+
+def test_the_page_on_job_files_names_every_key_and_no_other() -> None:
+    page = (ROOT / "docs" / "job_file.md").read_text(encoding="utf-8")
+    listed = {tuple(name.split(".")) for name in re.findall(r"^\| `([\w.]+)` \|", page, flags=re.MULTILINE)}
+    keys = {key for key in keys_of(JobSchema()) if key[:2] != ("predict", "data")} | {("predict", "data")}
+    sections = {key[:-1] for key in keys if len(key) > 1}
+    assert listed == keys - sections
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/job_file.md"])
+def test_the_jobs_that_the_pages_show_are_jobs(page: str) -> None:
+    shown = blocks(page, "yaml")
+    jobs = [YAML(typ="safe").load(text) for text in shown if text.startswith(("name:", "#"))]
+    assert jobs
+    for job in jobs:
+        check_job(job)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/model_class.md"])
+def test_the_models_that_the_pages_show_are_models(page: str, tmp_path: Path) -> None:
+    models = [text for text in blocks(page, "python") if "class " in text and "def create_model" in text]
+    assert models
+    for number, text in enumerate(models):
+        file = tmp_path / f"model_{number}.py"
+        file.write_text(text, encoding="utf-8")
+        load_model_class(file)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")
+)])  # fmt: skip
+def test_the_links_of_the_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [target for target in targets if target and not (ROOT / page).parent.joinpath(target).exists()]
+    assert missing == []

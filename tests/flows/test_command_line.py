@@ -1,0 +1,67 @@
+"""Help answers at once, with examples; the view suits the stream it is shown on."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from flows.console import RunView
+
+RECORD = {"epoch": 2, "epochs": 4, "rows": 10, "train_loss": 0.5, "val_stats": {"AUC": 0.75}}
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["ui"]])
+def test_help_says_what_for_and_gives_examples(command: list[str]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *command, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert ("Examples:" in said) == bool(command)
+    assert ("Exit codes:" in said) == (not command)
+
+
+def test_help_imports_none_of_the_heavy_packages() -> None:
+    code = (
+        "import sys; sys.argv = ['bitfount-flows', 'train', '--help']\n"
+        "from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'prefect', 'mlflow', 'pandas', 'pytorch_lightning') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"
+
+
+def test_a_wrong_option_ends_with_usage_and_two() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "train", "--nope"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "--nope" in ended.stderr
+
+
+def test_elsewhere_than_on_a_terminal_the_view_is_plain_lines() -> None:
+    stream = io.StringIO()
+    with RunView(stream) as view:
+        view.on_event("begin", {"step": "fit"})
+        view.on_event("batch", {"epoch": 1, "epochs": 4, "batch": 1, "batches": 2})
+        view.on_event("epoch", RECORD)
+        view.on_event("end", {"step": "fit", "values": {}})
+    assert stream.getvalue() == "training …\n  epoch 2/4  loss 0.5000  AUC 0.7500\n"
+
+
+def test_on_a_terminal_the_view_shows_epochs_metrics_and_the_time_left() -> None:
+    stream = io.StringIO()
+    view = RunView(stream)
+    view.console = Console(file=stream, force_terminal=True, width=120, height=20)
+    with view:
+        view.on_event("begin", {"step": "fit"})
+        view.on_event("batch", {"epoch": 2, "epochs": 4, "batch": 1, "batches": 2})
+        view.on_event("epoch", RECORD)
+    shown = stream.getvalue()
+    assert "epoch 2/4" in shown
+    assert "AUC 0.7500" in shown
+    assert "left" in shown
