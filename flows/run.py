@@ -19,7 +19,7 @@ from flows.workspace import Workspace, continued, new_job_id, only_once
 from tasks.job import LocalJob, to_json
 from tasks.store import read_manifest
 
-DRAIN_SECONDS = 5
+DRAIN_SECONDS = 60
 
 
 def train(

@@ -86,7 +86,7 @@ def schema_for(
         return BitfountSchema.load_from_file(job.schema["file"])
     kind_of = {column: kind for kind, columns in job.schema["types"].items() for column in columns}
     types: dict[str, list[str]] = {}
-    for kind, columns in [*datastructure.force_stypes.items(), *job.schema["types"].items()]:
+    for kind, columns in [*datastructure.force_stypes().items(), *job.schema["types"].items()]:
         types.setdefault(kind, []).extend(c for c in columns if kind_of.get(c, kind) == kind)
     if issubclass(model_class, PyTorchClassifierMixIn):
         stated = {column for columns in types.values() for column in columns}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -42,7 +43,8 @@ class DataStructure:
     Args:
         table: name of the table, or pod identifier -> name.
         query: query that gives the table, or pod identifier -> query.
-        schema_types_override: semantic type -> columns, for `force_stypes` when the schema is made.
+        schema_types_override: semantic type -> columns, for `force_stypes` when the schema is made; or pod identifier -> such a
+            mapping.
         target: column, or columns, to predict.
         ignore_cols: columns that are no features.
         selected_cols: the only columns that are features; empty means all.
@@ -64,7 +66,7 @@ class DataStructure:
 
     table: str | Mapping[str, str] | None = None
     query: str | Mapping[str, str] | None = None
-    schema_types_override: Mapping[str, Sequence[str]] | None = None
+    schema_types_override: Mapping[str, Sequence[str]] | Mapping[str, Mapping[str, Sequence[str]]] | None = None
     target: str | Sequence[str] | None = None
     ignore_cols: Sequence[str] = ()
     selected_cols: Sequence[str] = ()
@@ -81,7 +83,7 @@ class DataStructure:
     fields_dict: ClassVar[dict[str, fields.Field[Any]]] = {
         "table": fields.Raw(allow_none=True),
         "query": fields.Raw(allow_none=True),
-        "schema_types_override": fields.Dict(fields.String(), fields.List(fields.String()), allow_none=True),
+        "schema_types_override": fields.Dict(fields.String(), fields.Raw(), allow_none=True),
         "target": fields.Raw(allow_none=True),
         "ignore_cols": fields.List(fields.String()),
         "selected_cols": fields.List(fields.String()),
@@ -106,7 +108,8 @@ class DataStructure:
         self.batch_transforms = None if self.batch_transforms is None else list(self.batch_transforms)
         self.dataset_transforms = None if self.dataset_transforms is None else list(self.dataset_transforms)
         if self.schema_types_override is not None:
-            self.schema_types_override = {kind: list(names) for kind, names in self.schema_types_override.items()}
+            types: dict[str, Any] = copy.deepcopy(dict(self.schema_types_override))
+            self.schema_types_override = types
         self.table = self.table if self.table is None or isinstance(self.table, str) else dict(self.table)
         self.query = self.query if self.query is None or isinstance(self.query, str) else dict(self.query)
 
@@ -122,10 +125,16 @@ class DataStructure:
         """The columns of weights and ignored classes, which are no features."""
         return [name for name in (self.loss_weights_col, self.ignore_classes_col) if name is not None]
 
-    @property
-    def force_stypes(self) -> dict[str, list[str]]:
-        """What to pass as `force_stypes` when the schema is made: the overrides, with the image columns."""
-        forced = {kind: list(names) for kind, names in (self.schema_types_override or {}).items()}
+    def force_stypes(self, identifier: str | None = None) -> dict[str, list[str]]:
+        """What to pass as `force_stypes` when the schema is made: the overrides, with the image columns.
+
+        Raises:
+            ConfigurationError: each pod has its own overrides, and this identifier is not among them.
+        """
+        overrides: Mapping[str, Any] = self.schema_types_override or {}
+        if any(isinstance(names, Mapping) for names in overrides.values()):
+            overrides = _of_pod(overrides, identifier, "schema_types_override") or {}
+        forced = _lists(overrides)
         images = [name for name in self.image_cols or () if name not in forced.get("image", [])]
         return {**forced, "image": [*forced.get("image", []), *images]} if images else forced
 
@@ -135,7 +144,8 @@ class DataStructure:
         Raises:
             ConfigurationError: each pod has its own table, and this identifier is not among them.
         """
-        return _of_pod(self.table, identifier, "table")
+        table: str | None = _of_pod(self.table, identifier, "table")
+        return table
 
     def query_for(self, identifier: str | None = None) -> str | None:
         """The query for one pod.
@@ -143,7 +153,8 @@ class DataStructure:
         Raises:
             ConfigurationError: each pod has its own query, and this identifier is not among them.
         """
-        return _of_pod(self.query, identifier, "query")
+        query: str | None = _of_pod(self.query, identifier, "query")
+        return query
 
     def feature_columns(self, schema: BitfountSchema) -> FeatureColumns:
         """The columns that the model sees: all of the schema, or the selected ones.
@@ -201,7 +212,12 @@ class DataStructure:
         require_columns(self.ignore_cols, [*names, *schema.ignored], "datastructure, ignore_cols")
 
 
-def _of_pod(value: str | Mapping[str, str] | None, identifier: str | None, what: str) -> str | None:
+def _lists(types: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {kind: list(names) for kind, names in types.items()}
+
+
+def _of_pod(value: Any, identifier: str | None, what: str) -> Any:
+    """The value itself, or, of a mapping, the one for this pod."""
     if value is None or isinstance(value, str):
         return value
     if identifier is None or identifier not in value:
@@ -264,8 +280,8 @@ def _name_problems(structure: DataStructure) -> list[str]:
         (
             "schema_types_override",
             structure.schema_types_override,
-            _are_types(structure.schema_types_override),
-            f"a mapping of {[kind.value for kind in SemanticType]} to lists of column names",
+            _are_types(structure.schema_types_override) or _are_types_of_pods(structure.schema_types_override),
+            f"a mapping of {[kind.value for kind in SemanticType]} to lists of column names, or pod identifier -> such a mapping",
         ),
     )
     never_none = {"ignore_cols", "selected_cols", "normalise"}
@@ -287,6 +303,12 @@ def _are_names(value: Any) -> bool:
 def _is_text_or_mapping(value: Any) -> bool:
     texts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else [value]
     return all(isinstance(text, str) for text in texts)
+
+
+def _are_types_of_pods(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(types, Mapping) and _are_types(types) for types in value.values()
+    )
 
 
 def _are_types(value: Any) -> bool:

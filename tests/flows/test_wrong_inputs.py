@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import shlex
+import subprocess
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from tests.flows.conftest import MODEL, Ended
+from tests.flows.conftest import MODEL, Ended, command, run_command
 
 CONFIGURATION, DATA, MODEL_CODE, STORAGE = 2, 3, 4, 5
 
@@ -154,6 +156,29 @@ def test_a_disk_that_is_full_leaves_no_half_written_artifact(tmp_path: Path) -> 
         store.put("fit/weights.safetensors", bytes(20_000))
     assert not store.has("fit/weights.safetensors")
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_full_disk_ends_the_command_with_what_is_full_and_the_job_continues_when_there_is_room(
+    prefect_url: str, job_file: Write, home: Path
+) -> None:
+    (home / "jobs").mkdir()
+    path = job_file(datastructure={"target": "target"}, training={"epochs": 2, "seed": 1})
+    small = f"mount -t tmpfs -o size=48k tmpfs {home / 'jobs'} && exec "
+    call = shlex.join(command("train", path, "--home", home, "--job-id", "one", "--json"))
+    # A mount in a namespace of its own: nothing of it is left afterwards, and no rights are needed.
+    full = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", small + call], capture_output=True, text=True, check=False
+    )
+    check(Ended(full.returncode, full.stdout, full.stderr), STORAGE, "No space left on device", str(home / "jobs"))
+    assert run_command("train", path, "--home", home, "--job-id", "one", "--json").code == 0
+
+
+def test_predictions_that_cannot_be_written(main: Main, job_file: Write, home: Path) -> None:
+    trained = ["--home", home, "--job-id", "one"]
+    assert main(["train", job_file(), *trained]).code == 0
+    (home / "file").write_text("no folder", encoding="utf-8")
+    ended = main(["predict", *trained, "--data", "{sklearn: breast_cancer}", "--out", home / "file" / "p.parquet"])
+    check(ended, STORAGE, "p.parquet")
 
 
 def test_the_same_job_id_with_other_settings_is_refused(main: Main, job_file: Write, home: Path) -> None:

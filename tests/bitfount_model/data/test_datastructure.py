@@ -60,8 +60,18 @@ def test_one_hot_blocks_are_as_wide_as_their_categories() -> None:
 def test_an_image_column_is_an_image_whatever_the_schema_says() -> None:
     structure = DataStructure(image_cols=["ward", "scan"], schema_types_override={"text": ["note"]})
     assert structure.feature_columns(SCHEMA).images == ("ward", "scan")
-    assert structure.force_stypes == {"text": ["note"], "image": ["ward", "scan"]}
-    assert DataStructure().force_stypes == {}
+    assert structure.force_stypes() == {"text": ["note"], "image": ["ward", "scan"]}
+    assert DataStructure().force_stypes() == {}
+
+
+def test_each_pod_can_have_types_of_its_own() -> None:
+    structure = DataStructure(image_cols=["scan"], schema_types_override={"a": {"text": ["note"]}, "b": {}})
+    assert structure.force_stypes("a") == {"text": ["note"], "image": ["scan"]}
+    assert structure.force_stypes("b") == {"image": ["scan"]}
+    with pytest.raises(ConfigurationError, match=r"each of \['a', 'b'\], found identifier 'c'"):
+        structure.force_stypes("c")
+    with pytest.raises(ConfigurationError, match="schema_types_override"):
+        DataStructure(schema_types_override={"a": {"number": ["x"]}})
 
 
 @pytest.mark.parametrize(

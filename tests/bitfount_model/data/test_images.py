@@ -193,7 +193,7 @@ def loaded(
         batch_transforms=[{"image": {"arg": "scan", "transformations": transformations or []}}],
     )
     schema = BitfountSchema()
-    schema.generate_full_schema(frame, {**structure.force_stypes, "categorical": ["t"]})
+    schema.generate_full_schema(frame, {**structure.force_stypes(), "categorical": ["t"]})
     return make_loaders(
         frame,
         schema=schema,
