@@ -1,9 +1,9 @@
 """Between the steps of an epoch and the model's `validation_epoch_end` and `test_epoch_end`.
 
-Lightning 2 refuses a module on which one of its former epoch-end hooks is callable. The API has two of them as public methods, which
-users override and call. So, whenever a Trainer takes a model up (whoever made that Trainer), two things happen: the hooks are
-shadowed on the instance until Lightning has looked, and a callback joins the Trainer that keeps the steps' outputs and hands them
-to the methods when the epoch ends.
+Lightning 2 refuses a module on which one of its former epoch-end hooks is callable. The API has two of them as public
+methods, which users override and call. So, whenever a Trainer takes a model up (whoever made that Trainer), two things
+happen: the hooks are shadowed on the instance until Lightning has looked, and a callback joins the Trainer that keeps the
+steps' outputs and hands them to the methods when the epoch ends.
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ def rows_of(batch: Any) -> int:
     if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(batch[1], torch.Tensor) and batch[1].ndim:
         return len(batch[1])
     return extract_batch_size(batch)
+
+
+def rows_of_each(outputs: Sequence[Any]) -> list[int]:
+    """The rows that each step saw; 1 for every step where the outputs do not say, as a plain list or a changed one."""
+    if isinstance(outputs, StepOutputs) and len(outputs.rows) == len(outputs):
+        return outputs.rows
+    return [1] * len(outputs)
 
 
 def shadow_hooks(module: pl.LightningModule) -> None:

@@ -32,7 +32,7 @@ from bitfount_model.data import (
     make_prediction_loader,
     schema,
 )
-from bitfount_model.epoch_end_hooks import LegacyEpochEndMixIn, StepOutputs
+from bitfount_model.epoch_end_hooks import LegacyEpochEndMixIn, rows_of_each
 from bitfount_model.errors import ConfigurationError, MissingSplitError, ModelError, NotInitialisedError, TrainingError
 from bitfount_model.federated import run_federated
 from bitfount_model.metrics import Metric, MetricCollection
@@ -141,7 +141,10 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
 
     @abstractmethod
     def create_model(self) -> nn.Module:
-        """Builds the network. `self.datastructure.input_size` (features of a row) and, for classifiers, `self.n_classes` are known."""
+        """Builds the network.
+
+        `self.datastructure.input_size` (features of a row) and, for classifiers, `self.n_classes` are known.
+        """
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
@@ -389,7 +392,7 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         Raises:
             TrainingError: a value is not a number.
         """
-        stats = average_outputs(outputs, outputs.rows if isinstance(outputs, StepOutputs) else [1] * len(outputs))
+        stats = average_outputs(outputs, rows_of_each(outputs))
         self.val_stats.append(stats)
         # Called by hand, outside a run, there is nothing to log to.
         if self._trainer is not None and self._trainer.evaluating:
@@ -476,8 +479,7 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         check_no_options("predict", kwargs)
         self._need_network("predict")
         loader = self.prediction_loader(data)
-        preds = self._test(loader)[0] if len(loader) else np.empty(0, dtype=np.float32)
-        return PredictReturnType(preds, loader.keys)
+        return PredictReturnType(self._test(loader)[0], loader.keys)
 
     def prediction_loader(self, data: BaseSource | None, *, targets: bool = False) -> Any:
         """Batches of all rows of a source, in order, encoded as the training rows were.
@@ -508,7 +510,8 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         training.run_test(self, loader)
         if self._test_preds is None:
             raise TrainingError(
-                "test_epoch_end left no predictions: set self._test_preds in your own, or call super().test_epoch_end(outputs)"
+                "test_epoch_end left no predictions: set self._test_preds in your own, or call"
+                " super().test_epoch_end(outputs)"
             )
         return np.asarray(self._test_preds), np.asarray(self._test_targets)
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from bitfount_model.data import BaseLoader, StepLoader
 from bitfount_model.epoch_end_hooks import EpochEndHooks, StepOutputs, rows_of
-from bitfount_model.errors import MissingSplitError, TrainingError
+from bitfount_model.errors import MissingSplitError, StorageError, TrainingError
 from bitfount_model.metrics import MetricCollection
 from bitfount_model.param_clipping import clip_batch_norm
 from bitfount_model.reporting import as_number, flatten_outputs
@@ -145,7 +145,6 @@ class FitCourse(pl.Callback):
         *,
         loader: Iterable[Any],
         epochs: int,
-        batches_per_pass: int,
         metrics: MetricCollection | None,
         report: Callable[[EpochRecord], None] | None,
         checkpoint: Path | None,
@@ -154,7 +153,6 @@ class FitCourse(pl.Callback):
         self._model = model
         self._loader = loader
         self._epochs = epochs
-        self._batches_per_pass = batches_per_pass
         self._metrics = metrics
         self._report = report
         self._checkpoint = checkpoint
@@ -242,8 +240,9 @@ class FitCourse(pl.Callback):
             return
         if not (isinstance(outputs, Mapping) and "predictions" in outputs):
             outputs = pl_module.test_step(batch, batch_idx)
-        kept = {name: outputs[name] for name in ("predictions", "targets") if name in outputs}
-        self._predictions.add(kept, rows_of(batch))
+        if isinstance(outputs, Mapping):
+            outputs = {name: outputs[name] for name in ("predictions", "targets") if name in outputs}
+        self._predictions.add(outputs, rows_of(batch))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         outputs, self._predictions = self._predictions, StepOutputs()
@@ -287,8 +286,8 @@ class FitCourse(pl.Callback):
     def _starts_pass_within_epoch(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         """Whether the next batch begins a pass over the data, more batches follow, and no gradient is held back."""
         return (
-            self._batches_per_pass > 0
-            and self._model.position % self._batches_per_pass == 0
+            isinstance(self._loader, StepLoader)
+            and self._loader.starts_pass(batch_idx + 1)
             and batch_idx + 1 < trainer.num_training_batches
             and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         )
@@ -302,11 +301,18 @@ class FitCourse(pl.Callback):
             return
         part = self._checkpoint.with_name(self._checkpoint.name + ".part")
         self._saving = True
-        trainer.save_checkpoint(part, weights_only=False)
-        self._saving = False
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(self._checkpoint)
+        try:
+            trainer.save_checkpoint(part, weights_only=False)
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(self._checkpoint)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the checkpoint {self._checkpoint}: {error.strerror or error}."
+                " Free some space, or choose another folder."
+            ) from error
+        finally:
+            self._saving = False
 
 
 def _numbers(stats: Mapping[str, Any]) -> dict[str, float]:
@@ -336,15 +342,15 @@ def train(
     Raises:
         TrainingError: the parameters are not finite after training.
         MissingSplitError: there are no training rows.
+        StorageError: the checkpoint cannot be written.
     """
-    loader, batches_per_pass = training_batches(model)
+    loader = training_batches(model)
     epochs = model.epochs or 1
     trainer = model.trainer_for_fit()
     course = FitCourse(
         model,
         loader=loader,
         epochs=epochs,
-        batches_per_pass=batches_per_pass,
         metrics=metrics,
         report=report,
         checkpoint=checkpoint,
@@ -393,17 +399,16 @@ def set_for_one_fit(
         trainer.limit_val_batches = limit
 
 
-def training_batches(model: PyTorchBitfountModel) -> tuple[Iterable[Any], int]:
-    """The batches of one epoch of the next fit, and how many make a pass (0 where a user's loader does not say)."""
-    loader = model.train_dataloader()
-    batches_per_pass = len(loader) if hasattr(loader, "__len__") else 0
+def training_batches(model: PyTorchBitfountModel) -> Iterable[Any]:
+    """The batches of one epoch of the next fit."""
+    loader: Iterable[Any] = model.train_dataloader()
     if model.steps is None:
-        return LazyLoader(loader) if isinstance(loader, DataLoader) else loader, batches_per_pass
+        return LazyLoader(loader) if isinstance(loader, DataLoader) else loader
     if isinstance(loader, BaseLoader):
-        return StepLoader(loader, model.position, model.steps), batches_per_pass
+        return StepLoader(loader, model.position, model.steps)
     steps = model.foreign_steps(loader)
     steps.batches = model.steps
-    return steps, 0
+    return steps
 
 
 def run_test(model: PyTorchBitfountModel, loader: Iterable[Any]) -> None:

@@ -87,14 +87,17 @@ class RunView:
     def _batch(self, values: dict[str, Any]) -> None:
         if self._bar is not None and self._task is not None:
             done = (values["epoch"] - 1) * values["batches"] + values["batch"]
-            self._bar.update(self._task, completed=done, total=values["epochs"] * values["batches"])
+            self._bar.update(
+                self._task,
+                description=f"training: epoch {values['epoch']}/{values['epochs']}",
+                completed=done,
+                total=values["epochs"] * values["batches"],
+            )
 
     def _epoch(self, record: dict[str, Any]) -> None:
         metrics = metric_text(record)
         if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, description=f"training: epoch {record['epoch']}/{record['epochs']}", metrics=metrics
-            )
+            self._bar.update(self._task, metrics=metrics)
         else:
             self.say(f"  epoch {record['epoch']}/{record['epochs']}  {metrics}")
 

@@ -36,7 +36,7 @@ def train(
     store = workspace.store(job_id)
     with only_once(Path(store.url)):
         job = continued(job, store)
-        view.say(f"job {job_id}")
+        view.say(f"job {job_id}: starting …")
         with tracked_at(tracking_uri or workspace.tracking_uri), prefect_api(workspace, verbose=verbose):
             done = call_flow(job, job_id, workspace, tracking_uri, view, verbose)
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)

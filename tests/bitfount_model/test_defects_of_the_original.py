@@ -304,7 +304,7 @@ def test_a_difference_changes_neither_argument_nor_the_live_model() -> None:
     assert same(old, kept[0])
     assert same(new, kept[1])
     assert same(model.get_param_states(), kept[0])
-    for name, value in difference.items():
+    for value in difference.values():
         torch.testing.assert_close(value, torch.ones_like(value))
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bitfount_model import DataFrameSource
 from bitfount_model.epoch_end_hooks import EpochEndHooks, StepOutputs, rows_of
+from bitfount_model.metrics import default_metrics
 from tests.bitfount_model.models import Classifier, classifier, fitted, quiet_trainer, table
 
 DATA = DataFrameSource(table())
@@ -59,8 +60,9 @@ class WithoutSuper(Classifier):
         self.log("own", self.last)
 
     def test_epoch_end(self, outputs: Any) -> None:
-        self._test_preds = [output["predictions"].numpy().argmax(1) for output in outputs][0]
-        self._test_targets = [output["targets"].numpy() for output in outputs][0]
+        (output,) = outputs
+        self._test_preds = output["predictions"].numpy().argmax(1)
+        self._test_targets = output["targets"].numpy()
 
 
 def test_an_override_that_calls_super_adds_to_it() -> None:
@@ -81,8 +83,6 @@ def test_an_override_without_super_replaces_it() -> None:
 
 
 def test_metrics_given_to_fit_are_kept_even_beside_an_override_without_super() -> None:
-    from bitfount_model.metrics import default_metrics
-
     model = classifier(WithoutSuper, epochs=2)
     result = model.fit(DATA, metrics=default_metrics(model.problem))
     assert set(result) == {"AUC", "F1", "Recall", "Precision", "Accuracy", "Brier Loss"}
@@ -258,10 +258,12 @@ def test_outputs_hold_no_graph_and_are_freed_at_the_epochs_end() -> None:
                 kept.append(weakref.ref(output["validation_loss"]))
             super().validation_epoch_end(outputs)
 
-    model = fitted(Tracks, epochs=2)
+    model = initialised(Tracks)
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(model)
     gc.collect()
     assert [reference() for reference in kept] == [None, None]
-    (hooks,) = (callback for callback in model.trainer.callbacks or [EpochEndHooks()])
+    (hooks,) = (callback for callback in trainer.callbacks if isinstance(callback, EpochEndHooks))
     assert hooks.validation_outputs == hooks.training_outputs == hooks.test_outputs == []
 
 
@@ -317,6 +319,15 @@ def test_a_run_that_lightning_refuses_leaves_the_methods_callable() -> None:
 )
 def test_the_rows_of_a_batch_are_counted(batch: Any) -> None:
     assert rows_of(batch) == 7
+
+
+def test_outputs_that_the_user_changed_count_equally() -> None:
+    class DropsTheLast(Classifier):
+        def validation_epoch_end(self, outputs: Any) -> None:
+            outputs.pop()
+            super().validation_epoch_end(outputs)
+
+    assert len(fitted(DropsTheLast, epochs=1, batch_size=7).val_stats) == 1
 
 
 def test_step_outputs_know_the_rows_of_each_step() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from bitfount_model import DataFrameSource
 from bitfount_model.data import StepLoader
-from bitfount_model.errors import TrainingError
+from bitfount_model.errors import StorageError, TrainingError
 from bitfount_model.seeding import derive_seed, seed_generators, seeded
 from bitfount_model.training import EpochRecord
 from tests.bitfount_model.models import Classifier, SpyLoader, classifier, fitted, quiet_trainer, same, table
@@ -140,6 +140,22 @@ def test_steps_continue_over_a_users_own_loader() -> None:
     for _ in range(3):
         model.fit_locally(None)
     assert seen == [row % 10 for row in range(18)]
+
+
+def test_a_users_own_loader_need_not_know_its_length() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield from ([torch.ones(2, 5) * number, torch.zeros(2, dtype=torch.int64)] for number in range(5))
+
+    class Streams(Classifier):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Stream(), batch_size=None)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return F.cross_entropy(self._model(batch[0]), batch[1])
+
+    for length, batches in (({"epochs": 2}, 10), ({"steps": 7}, 7)):
+        assert fitted(Streams, **length).position == batches
 
 
 def test_a_users_own_empty_loader_is_refused() -> None:
@@ -514,6 +530,29 @@ def test_a_fit_that_goes_on_does_not_train_again_what_was_done(tmp_path: Path) -
             model.fit_locally(None, checkpoint=tmp_path / "fit.ckpt")
         read.append([epoch for epoch, _ in spy.read])
     assert read == [[0] * 6 + [1] * 6 + [2] * 2, [2] * 6]
+
+
+def test_limited_epochs_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    class Limited(Step):
+        def trainer_init(self) -> pl.Trainer:
+            return quiet_trainer(limit_train_batches=4)  # a pass ends in the middle of the second epoch
+
+    def build() -> Any:
+        return classifier(Limited, batch_size=16, dropout=0.3, epochs=3)
+
+    wanted = run(build)
+    for kill in (6, 7, 10):
+        checkpoint = tmp_path / f"{kill}.ckpt"
+        run(build, checkpoint, kill)
+        went_on = run(build, checkpoint)
+        assert same(went_on.get_param_states(), wanted.get_param_states()), kill
+        assert went_on.records == wanted.records, kill
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match=r"cannot write the checkpoint .*fit\.ckpt"):
+        classifier(epochs=2).fit_locally(DATA, checkpoint=tmp_path / "file" / "fit.ckpt")
 
 
 def test_killed_twice_it_still_ends_with_the_same_bits(tmp_path: Path) -> None:
