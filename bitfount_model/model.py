@@ -35,14 +35,13 @@ from bitfount_model.data import (
 from bitfount_model.epoch_end_hooks import LegacyEpochEndMixIn, rows_of_each
 from bitfount_model.errors import ConfigurationError, MissingSplitError, ModelError, NotInitialisedError, TrainingError
 from bitfount_model.federated import run_federated
+from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import Metric, MetricCollection
 from bitfount_model.param_clipping import check_clipping
 from bitfount_model.reporting import average_outputs, flatten_outputs
 from bitfount_model.seeding import derive_seed, seeded
 from bitfount_model.source_code import write_module_source
 from bitfount_model.types import DataSplit, EvaluateReturnType, Parameters, PredictReturnType, Problem, TaskContext
-
-NETWORK = "_model."
 
 
 class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
@@ -296,10 +295,10 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         data: BaseSource | None,
         *,
         metrics: Mapping[str, Metric] | None = None,
-        report: Callable[[training.EpochRecord], None] | None = None,
+        report: Callable[[EpochRecord], None] | None = None,
         checkpoint: Path | None = None,
         callbacks: Sequence[pl.Callback] = (),
-    ) -> list[training.EpochRecord]:
+    ) -> list[EpochRecord]:
         """`fit` on this machine, with what a pipeline needs beside: see `training.train`.
 
         Args:
@@ -562,7 +561,9 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             Name -> tensor, a plain dict. Names are those of the network that `create_model` returned.
         """
         self._need_network("get_param_states")
-        return {name.removeprefix(NETWORK): tensor for name, tensor in parameters.snapshot(self).items()}
+        states = parameters.snapshot(self)
+        public = parameters.public_names(states)
+        return {public[name]: tensor for name, tensor in states.items()}
 
     def update_params(self, new_model_params: Parameters) -> None:
         """Replaces all parameters and buffers, or none.
@@ -574,10 +575,8 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             ParameterError: a name is missing or extra, a shape or dtype differs, or a value is not finite.
         """
         parameters.check_compatible(self.get_param_states(), new_model_params, what="the new parameters")
-        inside = {name for name in self.state_dict() if name.startswith(NETWORK)}
-        parameters.update_module(
-            self, {NETWORK + n if NETWORK + n in inside else n: t for n, t in new_model_params.items()}
-        )
+        public = parameters.public_names(self.state_dict())
+        parameters.update_module(self, {name: new_model_params[public[name]] for name in public})
 
     @staticmethod
     def diff_params(old_params: Parameters, new_params: Parameters) -> Mapping[str, Tensor]:

@@ -10,7 +10,8 @@ agree; every other value that is not finite is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,31 @@ SUPPORTED_DTYPES: tuple[torch.dtype, ...] = (
 """The dtypes that parameters and buffers may have."""
 
 _LISTED = 50  # differences spelled out in one message; a hostile update may have millions
+
+
+NETWORK = "_model."
+"""The prefix of the network's own names within a model's state dict."""
+
+
+def public_names(names: Iterable[str]) -> dict[str, str]:
+    """The names of a model's parameters as users see them: those of the network that `create_model` returned.
+
+    Args:
+        names: of the model's state dict.
+
+    Returns:
+        Name in the state dict -> public name.
+
+    Raises:
+        ParameterError: the model has an attribute beside the network under a name of the network's.
+    """
+    public = {name: name.removeprefix(NETWORK) for name in names}
+    if twice := sorted(name for name, count in Counter(public.values()).items() if count > 1):
+        raise ParameterError(
+            f"{', '.join(quoted(name) for name in twice)}: the model's own attribute has the name of one of the network that"
+            " create_model returns. Rename the attribute, or make it part of the network."
+        )
+    return public
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -58,15 +58,20 @@ class SavedModel:
     module: nn.Module | None = None
 
 
+def to_safetensors(parameters: Parameters, preparation: Preparation | None) -> bytes:
+    """Parameters as safetensors, with the preparation in its header."""
+    return codec.encode(parameters, None if preparation is None else {PREPARATION: json.dumps(preparation.to_json())})
+
+
 def write_weights(path: str | os.PathLike[str], parameters: Parameters, preparation: Preparation | None) -> Path:
     """Writes parameters: safetensors if the name ends so, else a state dict as `torch.save` writes it.
 
     Raises:
         StorageError: the file cannot be written; an older one is then still whole.
     """
-    prepared = None if preparation is None else json.dumps(preparation.to_json())
     if Path(path).suffix == ".safetensors":
-        return write_atomically(path, codec.encode(parameters, {PREPARATION: prepared} if prepared else None))
+        return write_atomically(path, to_safetensors(parameters, preparation))
+    prepared = None if preparation is None else json.dumps(preparation.to_json())
     state = OrderedDict(parameters)
     # nn.Module keeps its state dict's versions in the same place; torch saves it and strict loading passes over it.
     state._metadata = OrderedDict({PREPARATION: {"json": prepared}} if prepared else {})  # type: ignore[attr-defined]

@@ -8,9 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from flows.run import Surroundings
 
 EXIT_CODES = {
     "ConfigurationError": 2,
@@ -54,6 +60,18 @@ verbose_option = click.option(
 job_id_option = click.option("--job-id", required=True, help="Id of a job that has been trained.")
 
 
+class Unreadable(click.ClickException):
+    """The job file is not there."""
+
+    exit_code = 2
+
+
+class Unwritable(click.ClickException):
+    """The folder for jobs cannot be written."""
+
+    exit_code = 5
+
+
 @click.group(epilog=CODES_HELP)
 @click.version_option(package_name="bitfount-flows")
 def cli() -> None:
@@ -93,24 +111,23 @@ def train(
     verbose: bool,
 ) -> int:
     """Train the model of JOB.yaml, evaluate it, predict, and record all of it in MLflow."""
-    from flows.console import RunView, show_summary, stream_for
-    from flows.settings import read_job
-    from flows.workspace import Workspace, new_job_id
+    if not job_file.is_file():
+        raise Unreadable(f"cannot read the job file {job_file}: No such file")
+    with command(home, as_json=as_json, verbose=verbose) as surroundings:
+        from flows import run
+        from flows.console import show_summary
+        from flows.settings import read_job
+        from flows.workspace import new_job_id
 
-    job = read_job(job_file, overrides)
-    job_id = job_id or new_job_id(job.name)
-    from flows import run
-
-    view = RunView(stream_for(as_json))
-    try:
-        summary = run.train(
-            job, workspace=Workspace(home), job_id=job_id, tracking_uri=tracking_uri, view=view, verbose=verbose
-        )
-    except KeyboardInterrupt:
-        again = f"bitfount-flows train {job_file} --job-id {job_id} --home {home}"
-        view.say(f"\nstopped; nothing that was finished is lost. Continue with:\n  {again}")
-        raise
-    show_summary(view, summary)
+        job = read_job(job_file, overrides)
+        job_id = job_id or new_job_id(job.name)
+        try:
+            summary = run.train(job, job_id, tracking_uri, surroundings)
+        except KeyboardInterrupt:
+            again = f"bitfount-flows train {job_file} --job-id {job_id} --home {home}"
+            surroundings.view.say(f"\nstopped; nothing that was finished is lost. Continue with:\n  {again}")
+            raise
+        show_summary(surroundings.view, summary)
     if as_json:
         click.echo(json.dumps(summary))
     return 0 if summary["mlflow_run_id"] else NOT_RECORDED
@@ -134,15 +151,14 @@ Examples:
 @verbose_option
 def evaluate(job_id: str, data: str | None, home: Path, as_json: bool, verbose: bool) -> int:
     """Metrics of a trained job."""
-    from flows import run
-    from flows.console import RunView, show_metrics, stream_for
-    from flows.settings import read_source
-    from flows.workspace import Workspace
+    with command(home, as_json=as_json, verbose=verbose) as surroundings:
+        from flows import run
+        from flows.console import show_metrics
+        from flows.settings import read_source
 
-    source = None if data is None else read_source(data)
-    view = RunView(stream_for(as_json))
-    result = run.evaluate(job_id, source, workspace=Workspace(home), view=view, verbose=verbose)
-    show_metrics(view, job_id, result["metrics"], result["rows"])
+        source = None if data is None else read_source(data)
+        result = run.evaluate(job_id, source, surroundings)
+        show_metrics(surroundings.view, job_id, result["metrics"], result["rows"])
     if as_json:
         click.echo(json.dumps(result))
     return 0
@@ -163,15 +179,12 @@ Examples:
 @verbose_option
 def predict(job_id: str, data: str, out: Path, home: Path, as_json: bool, verbose: bool) -> int:
     """Predictions of a trained job for new rows; the target column need not be there."""
-    from flows import run
-    from flows.console import RunView, stream_for
-    from flows.settings import read_source
-    from flows.workspace import Workspace
+    with command(home, as_json=as_json, verbose=verbose) as surroundings:
+        from flows import run
+        from flows.settings import read_source
 
-    source = read_source(data)
-    view = RunView(stream_for(as_json))
-    result = run.predict(job_id, source, out, workspace=Workspace(home), view=view, verbose=verbose)
-    view.say(f"{result['rows']} predictions in {result['predictions']}")
+        result = run.predict(job_id, read_source(data), out, surroundings)
+        surroundings.view.say(f"{result['rows']} predictions in {result['predictions']}")
     if as_json:
         click.echo(json.dumps(result))
     return 0
@@ -195,13 +208,33 @@ def ui(home: Path, port: int) -> int:
     return serve(Workspace(home), port)
 
 
+@contextmanager
+def command(home: Path, *, as_json: bool, verbose: bool) -> Iterator[Surroundings]:
+    """What a command runs in; its Prefect server starts while the packages are being imported, and ends with it."""
+    from flows.prefect_server import prefect_server
+
+    try:
+        (home / "prefect").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unwritable(f"cannot write in {home}: {error.strerror}. Choose another folder with --home.") from error
+    with prefect_server(home / "prefect") as server:
+        from flows.console import RunView, stream_for
+        from flows.run import Surroundings
+        from flows.workspace import Workspace
+
+        yield Surroundings(Workspace(home), server, RunView(stream_for(as_json)), verbose)
+
+
 def main() -> None:
     """Runs the command line and exits with its code; see `--help`."""
     verbose = "--verbose" in sys.argv
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, click.UsageError):
+            error.show()
+        else:
+            click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)

@@ -1,6 +1,6 @@
 """What Prefect, MLflow and Lightning read from the environment, set before any of them is imported.
 
-A variable that the user has set stays as it is.
+A variable that the user has set stays as it is. Nothing heavy is imported here: see `flows.prefect_server`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from tasks.mlflow_client import quiet_mlflow_environment
-
-PREFECT = {
+SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # SQLite behind Prefect's server takes about 60 task runs a second one by one, and over 200 in batches.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
@@ -33,7 +31,9 @@ def prepare(home: Path, *, verbose: bool, environment: MutableMapping[str, str] 
         verbose: leaves the packages' logging as it is.
         environment: the process's own, by default.
     """
+    from tasks.mlflow_client import quiet_mlflow_environment
+
     target = os.environ if environment is None else environment
-    wanted = {**PREFECT, **quiet_mlflow_environment(), "PREFECT_HOME": str((home / "prefect").resolve())}
+    wanted = {**SERVER, **quiet_mlflow_environment(), "PREFECT_HOME": str((home / "prefect").resolve())}
     for name, value in {**wanted, **({} if verbose else QUIET)}.items():
         target.setdefault(name, value)

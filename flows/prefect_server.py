@@ -1,6 +1,7 @@
 """A Prefect API for as long as one command runs: started beside it, and gone when it is gone, even when it was killed.
 
-Run as a module, this is the server process itself: `python -m flows.prefect_server PORT PARENT`.
+Run as a module, this is the server process itself: `python -m flows.prefect_server PORT PARENT`. Nothing heavy is imported here:
+the server starts while the command is still importing what it needs.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from bitfount_model.errors import StorageError
+from flows.environment import SERVER
 
 WAIT_SECONDS = 120
 POLL_SECONDS = 0.05
+
+
+class ServerError(RuntimeError):
+    """A Prefect server that was started here does not answer."""
 
 
 class PrefectServer:
@@ -28,10 +34,12 @@ class PrefectServer:
 
     Args:
         home: the folder of its SQLite database and log.
-        environment: settings beside the process's own.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}/api"
@@ -42,7 +50,7 @@ class PrefectServer:
                 [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())],
                 env={
                     **os.environ,
-                    **environment,
+                    **SERVER,
                     "PREFECT_HOME": str(home.resolve()),
                     "PREFECT_API_DATABASE_CONNECTION_URL": database,
                     "PREFECT_UI_ENABLED": "0",
@@ -61,19 +69,19 @@ class PrefectServer:
             Its URL.
 
         Raises:
-            StorageError: the server stopped, or did not answer in time.
+            ServerError: the server stopped, or did not answer in time.
         """
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise StorageError(f"the Prefect server stopped with code {self._process.returncode}; see {self.log}")
+                raise ServerError(f"the Prefect server stopped with code {self._process.returncode}; see {self.log}")
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=1):  # noqa: S310 - our own loopback address
                     return self.url
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(POLL_SECONDS)
         self.stop()
-        raise StorageError(f"the Prefect server did not answer within {WAIT_SECONDS} s; see {self.log}")
+        raise ServerError(f"the Prefect server did not answer within {WAIT_SECONDS} s; see {self.log}")
 
     def stop(self) -> None:
         """Ends the process."""
@@ -84,6 +92,19 @@ class PrefectServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[PrefectServer | None]:
+    """A server for as long as the block; None where `PREFECT_API_URL` names the user's own."""
+    if os.environ.get("PREFECT_API_URL"):
+        yield None
+        return
+    server = PrefectServer(home)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def _free_port() -> int:

@@ -8,84 +8,92 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitfount_model.errors import ConfigurationError
+from bitfount_model.errors import ConfigurationError, StorageError
 from flows.console import RunView
 from flows.environment import prepare
-from flows.prefect_server import PrefectServer
-from flows.workspace import Workspace, continued, new_job_id, only_once
+from flows.prefect_server import PrefectServer, ServerError
+from flows.workspace import Workspace, continued, only_once
 from tasks.job import LocalJob, to_json
+from tasks.progress import listening
 from tasks.store import read_manifest
 
 DRAIN_SECONDS = 60
 
 
-def train(
-    job: LocalJob, *, workspace: Workspace, job_id: str | None, tracking_uri: str | None, view: RunView, verbose: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a command runs in.
+
+    Attributes:
+        workspace: where jobs are.
+        server: the Prefect server started for the command; None where the user has one.
+        view: what the user sees.
+        verbose: leaves the packages' logs and warnings as they are.
+    """
+
+    workspace: Workspace
+    server: PrefectServer | None
+    view: RunView
+    verbose: bool
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Prefect answers, the view is up, and the packages are quiet unless they should not be."""
+        with prefect_api(self.server, self.workspace.home, verbose=self.verbose), quiet(self.verbose), self.view:
+            yield
+
+
+def train(job: LocalJob, job_id: str, tracking_uri: str | None, surroundings: Surroundings) -> dict[str, Any]:
     """Runs or continues a local job.
 
     Returns:
         The summary: see `summarise`.
     """
     started = time.monotonic()
+    workspace = surroundings.workspace
     workspace.prepare()
-    job_id = job_id or new_job_id(job.name)
     store = workspace.store(job_id)
+    tracking = {
+        "uri": tracking_uri or workspace.tracking_uri,
+        "experiment": job.experiment,
+        "artifact_root": None if tracking_uri else str(workspace.artifacts),
+    }
     with only_once(Path(store.url)):
         job = continued(job, store)
-        view.say(f"job {job_id}: starting …")
-        with tracked_at(tracking_uri or workspace.tracking_uri), prefect_api(workspace, verbose=verbose):
-            done = call_flow(job, job_id, workspace, tracking_uri, view, verbose)
+        surroundings.view.say(f"job {job_id}: starting …")
+        with tracked_at(tracking["uri"]), surroundings.ready(), listening(surroundings.view.on_event):
+            from flows.local import local_training
+
+            done: dict[str, Any] = local_training(to_json(job), job_id, store.url, tracking)
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
 
 
-def call_flow(
-    job: LocalJob, job_id: str, workspace: Workspace, tracking_uri: str | None, view: RunView, verbose: bool
-) -> dict[str, Any]:
-    """Calls the flow where the environment has been made ready."""
-    with quiet(verbose), view:
-        from flows.local import local_training
-        from tasks.progress import listening
-
-        tracking = {
-            "uri": tracking_uri or workspace.tracking_uri,
-            "experiment": job.experiment,
-            "artifact_root": None if tracking_uri else str(workspace.artifacts),
-        }
-        with listening(view.on_event):
-            done: dict[str, Any] = local_training(to_json(job), job_id, str(workspace.folder(job_id)), tracking)
-    return done
-
-
-def evaluate(
-    job_id: str, data: dict[str, Any] | None, *, workspace: Workspace, view: RunView, verbose: bool
-) -> dict[str, Any]:
+def evaluate(job_id: str, data: dict[str, Any] | None, surroundings: Surroundings) -> dict[str, Any]:
     """Metrics of a trained job, on its test rows or on another source's.
 
     Returns:
         job_id, metrics, rows.
     """
-    folder = trained(workspace, job_id)
-    with only_once(folder), prefect_api(workspace, verbose=verbose), quiet(verbose), view:
+    folder = trained(surroundings.workspace, job_id)
+    with only_once(folder), surroundings.ready():
         from flows.local import local_evaluation
 
         values: dict[str, Any] = local_evaluation(job_id, str(folder), data)
     return {"job_id": job_id, **values}
 
 
-def predict(
-    job_id: str, data: dict[str, Any], out: Path, *, workspace: Workspace, view: RunView, verbose: bool
-) -> dict[str, Any]:
+def predict(job_id: str, data: dict[str, Any], out: Path, surroundings: Surroundings) -> dict[str, Any]:
     """Predictions of a trained job for every row of a source, as a Parquet file.
 
     Returns:
         job_id, rows, predictions.
     """
-    folder = trained(workspace, job_id)
-    with prefect_api(workspace, verbose=verbose), quiet(verbose), view:
+    folder = trained(surroundings.workspace, job_id)
+    with surroundings.ready():
         from flows.local import local_prediction
 
         values: dict[str, Any] = local_prediction(job_id, str(folder), data, str(out))
@@ -158,24 +166,21 @@ def tracked_at(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def prefect_api(workspace: Workspace, *, verbose: bool) -> Iterator[None]:
-    """The user's Prefect API if `PREFECT_API_URL` is set, else one that lasts as long as the block."""
-    prepare(workspace.home, verbose=verbose)
-    if os.environ.get("PREFECT_API_URL"):
+def prefect_api(server: PrefectServer | None, home: Path, *, verbose: bool) -> Iterator[None]:
+    """Prefect talks to this server; None leaves it to what the user has set."""
+    prepare(home, verbose=verbose)
+    if server is None:
         yield
         return
-    server = PrefectServer(workspace.home / "prefect", {})
     try:
-        # The packages take seconds to import; the server takes as long to start, at the same time.
-        import flows.local  # noqa: F401
-
-        with settings_for(server.wait()):
-            try:
-                yield
-            finally:
-                drain()
-    finally:
-        server.stop()
+        url = server.wait()
+    except ServerError as error:
+        raise StorageError(str(error)) from error
+    with settings_for(url):
+        try:
+            yield
+        finally:
+            drain()
 
 
 @contextmanager

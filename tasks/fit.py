@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 
 from bitfount_model import Metric, codec
 from bitfount_model.errors import ConfigurationError
+from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
-from bitfount_model.training import EpochRecord
-from bitfount_model.weights_files import PREPARATION
+from bitfount_model.weights_files import to_safetensors
 from tasks.progress import tell
 from tasks.session import Session, open_session, threads, user_code
 from tasks.step import reference, step
@@ -54,8 +54,7 @@ def train(store: Store) -> Manifest:
 def keep(session: Session, records: list[EpochRecord], seconds: float, checkpoint: Path) -> Manifest:
     """Writes what training gave, then removes its checkpoint."""
     store, model = session.store, session.model
-    prepared = json.dumps(model.preparation.to_json()) if model.preparation else "{}"
-    weights = store.put("fit/weights.safetensors", codec.encode(model.get_param_states(), {PREPARATION: prepared}))
+    weights = store.put("fit/weights.safetensors", to_safetensors(model.get_param_states(), model.preparation))
     history = store.put("fit/history.json", json.dumps([asdict(record) for record in records], indent=1).encode())
     values = {
         "seconds": round(seconds, 3),

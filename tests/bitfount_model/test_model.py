@@ -812,3 +812,18 @@ def test_diabetes_is_as_good_as_plain_pytorch_on_the_same_rows() -> None:
 
 def test_regressors_say_that_they_regress() -> None:
     assert PyTorchRegressorMixIn().problem == Problem.REGRESSION
+
+
+class WithAnAttributeNamedAsALayer(Classifier):
+    """A bare linear network beside a parameter of the model's own that is called `weight` too."""
+
+    def create_model(self) -> nn.Module:
+        self.weight = nn.Parameter(torch.ones(1))
+        return nn.Linear(self.datastructure.input_size, self.n_classes)
+
+
+def test_a_parameter_beside_the_network_under_one_of_its_names_is_refused_by_name() -> None:
+    model = classifier(WithAnAttributeNamedAsALayer, epochs=1)
+    model.initialise_model(DATA)
+    with pytest.raises(ParameterError, match="'weight'.*Rename"):
+        model.get_param_states()

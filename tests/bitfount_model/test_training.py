@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from bitfount_model import DataFrameSource
 from bitfount_model.data import StepLoader
 from bitfount_model.errors import StorageError, TrainingError
+from bitfount_model.fit_course import EpochRecord
 from bitfount_model.seeding import derive_seed, seed_generators, seeded
-from bitfount_model.training import EpochRecord
 from tests.bitfount_model.models import Classifier, SpyLoader, classifier, fitted, quiet_trainer, same, table
 
 DATA = DataFrameSource(table())

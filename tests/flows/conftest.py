@@ -70,7 +70,7 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server of this session's own; code in this process and its children talks to it."""
     home = tmp_path_factory.mktemp("prefect")
     prepare(home, verbose=False)
-    server = PrefectServer(home, {})
+    server = PrefectServer(home)
     try:
         url = server.wait()
         os.environ["PREFECT_API_URL"] = url
