@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitfount_model.data.dataloaders import BaseLoader, Batch, Order, StepLoader, TabularDataLoader
 from bitfount_model.data.datastructure import DataStructure, FeatureColumns
 from bitfount_model.data.image_loader import ImageDataLoader
-from bitfount_model.data.loading import Loaders, make_loaders, make_prediction_loader
+from bitfount_model.data.loading import Loaders, make_loaders, make_prediction_loader, split_rows
 from bitfount_model.data.preparation import Preparation, encode_features, encode_support, encode_target, fit_preparation
 from bitfount_model.data.schema import BitfountSchema, Column, SemanticType
 from bitfount_model.data.sources import (
@@ -51,4 +51,5 @@ __all__ = [
     "make_loaders",
     "make_prediction_loader",
     "source_from_config",
+    "split_rows",
 ]

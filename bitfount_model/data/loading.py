@@ -24,7 +24,7 @@ from bitfount_model.data.preparation import (
 from bitfount_model.data.schema import BitfountSchema
 from bitfount_model.data.splitters import DatasetSplitter, PercentageSplitter
 from bitfount_model.errors import DataError, MissingSplitError
-from bitfount_model.types import DataSplit, Problem
+from bitfount_model.types import DataSplit, Problem, SplitIndices
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_loaders(
     structure = dataclasses.replace(datastructure, data_splitter=splitter)
     columns = structure.feature_columns(schema)
     schema.check(frame, [name for group in columns for name in group] + structure.targets)
-    split = splitter.split(frame, seed, _stratification(frame, splitter, structure))
+    split = split_rows(frame, splitter, structure, seed)
     if not len(split.train):
         raise MissingSplitError(
             f"the train split has no rows: {splitter!r} took none of {len(frame)}; give more rows or a larger share"
@@ -122,6 +122,20 @@ def make_loaders(
         preparation=learned,
         width=structure.tabular_width(schema),
     )
+
+
+def split_rows(
+    frame: pd.DataFrame, splitter: DatasetSplitter, datastructure: DataStructure, seed: int | None
+) -> SplitIndices:
+    """The positions of the rows of each split, as `make_loaders` takes them.
+
+    Args:
+        frame: the table, after the datastructure's `transform`.
+        splitter: decides.
+        datastructure: names the target, for a splitter that stratifies by it.
+        seed: of the split.
+    """
+    return splitter.split(frame, seed, _stratification(frame, splitter, datastructure))
 
 
 def make_prediction_loader(

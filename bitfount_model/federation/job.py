@@ -1,0 +1,196 @@
+"""What a federated job asks of every pod, as one JSON value that both sides check.
+
+Nothing in it is code or a path: the model is named by the sha256 of its source, which travels beside the job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
+
+from bitfount_model.errors import ConfigurationError
+from bitfount_model.federation.early_stopping import EarlyStopping
+from bitfount_model.federation.server_optimisers import PUBLISHED, server_settings
+from bitfount_model.types import JSON
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""Names of jobs and pods: they become names of files and of runs."""
+
+
+@dataclass(frozen=True)
+class FederatedJob:
+    """A checked federated job.
+
+    Attributes:
+        job_id: names the job everywhere.
+        pods: names of the pods that may take part, sorted: updates are added in this order.
+        model_sha256: of the model's source text, hex.
+        model_class: the class in that source, where it holds several.
+        hyperparameters: arguments of the model's constructor.
+        datastructure: arguments of `DataStructure`.
+        types: semantic type -> columns, in place of what a pod would infer.
+        batch_size: rows of a batch.
+        epochs: passes over each pod's rows in the whole job; exactly one of `epochs` and `steps`.
+        steps: batches in the whole job.
+        between_updates: epochs (or steps) of each round; the last round trains the remainder.
+        seed: fixes initial weights, splits, order, dropout and sampling.
+        threads: of torch, at each pod.
+        param_clipping: as the model's argument.
+        optimiser: the server's: a name in `SERVER_OPTIMISERS`.
+        optimiser_settings: in place of the published ones.
+        weighted: pods count by their training rows; False counts each once.
+        proximal_mu: strength of FedProx's pull to the global parameters (Li et al., "Federated Optimization in Heterogeneous
+            Networks", 2020); 0 is none.
+        sample: pods drawn for each round; None takes all.
+        quorum: updates that a round needs, at least 1.
+        deadline_seconds: how long a round waits for them.
+        early_stopping: arguments of `EarlyStopping`, or None.
+        metrics: names of default metrics that pods compute on validation rows; None for all.
+        minimum_statistics_rows: the fewest rows that a pod sends statistics of.
+    """
+
+    job_id: str
+    pods: tuple[str, ...]
+    model_sha256: str
+    datastructure: JSON
+    between_updates: int
+    seed: int
+    quorum: int
+    epochs: int | None = None
+    steps: int | None = None
+    model_class: str | None = None
+    hyperparameters: JSON = field(default_factory=dict)
+    types: Mapping[str, list[str]] = field(default_factory=dict)
+    batch_size: int = 32
+    threads: int = 1
+    param_clipping: JSON | None = None
+    optimiser: str = "FedAvg"
+    optimiser_settings: Mapping[str, float] = field(default_factory=dict)
+    weighted: bool = True
+    proximal_mu: float = 0.0
+    sample: int | None = None
+    deadline_seconds: float = 600.0
+    early_stopping: JSON | None = None
+    metrics: list[str] | None = None
+    minimum_statistics_rows: int = 10
+
+    @property
+    def iterations(self) -> int:
+        """Epochs or steps of the whole job."""
+        return self.epochs if self.epochs is not None else int(self.steps or 0)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds that makes; the last may be shorter."""
+        return -(-self.iterations // self.between_updates)
+
+    def iterations_of(self, round_number: int) -> int:
+        """Epochs or steps of one round.
+
+        Args:
+            round_number: from 1.
+        """
+        return min(self.between_updates, self.iterations - self.iterations_before(round_number))
+
+    def iterations_before(self, round_number: int) -> int:
+        """Epochs or steps of all rounds before one: where in its data a pod stands, whether or not it took part in them."""
+        if not 1 <= round_number <= self.rounds:
+            raise ConfigurationError(f"there is no round {round_number}: the job has rounds 1 to {self.rounds}")
+        return (round_number - 1) * self.between_updates
+
+    def to_json(self) -> JSON:
+        """The value that `job_from_json` takes."""
+        return {**asdict(self), "pods": list(self.pods)}
+
+
+def job_from_json(value: Any) -> FederatedJob:
+    """Checks what another machine, or a file, says a job is.
+
+    Raises:
+        ConfigurationError: unknown keys, missing ones or bad values; all of them, each with its key.
+    """
+    try:
+        job: FederatedJob = _JobSchema().load(value)
+    except ValidationError as error:
+        listed = "; ".join(f"{key}: {'; '.join(_texts(texts))}" for key, texts in _by_key(error.messages))
+        raise ConfigurationError(f"not a federated job: {listed}") from error
+    return job
+
+
+def _by_key(messages: Any) -> list[tuple[str, Any]]:
+    return sorted(messages.items()) if isinstance(messages, Mapping) else [("job", messages)]
+
+
+def _texts(messages: Any) -> list[str]:
+    if isinstance(messages, str):
+        return [messages]
+    values = messages.values() if isinstance(messages, Mapping) else messages
+    return [text for value in values for text in _texts(value)]
+
+
+_is_name = validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, '.', '_' or '-', at most 80 of them")
+_is_positive = validate.Range(min=1)
+
+
+class _JobSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    job_id = fields.String(required=True, validate=_is_name)
+    pods = fields.List(fields.String(validate=_is_name), required=True, validate=validate.Length(min=1))
+    model_sha256 = fields.String(required=True, validate=validate.Regexp(r"^[0-9a-f]{64}\Z"))
+    model_class = fields.String(load_default=None, allow_none=True)
+    hyperparameters = fields.Dict(keys=fields.String(), load_default=dict)
+    datastructure = fields.Dict(keys=fields.String(), required=True)
+    types = fields.Dict(keys=fields.String(), values=fields.List(fields.String()), load_default=dict)
+    batch_size = fields.Integer(strict=True, validate=_is_positive, load_default=32)
+    epochs = fields.Integer(strict=True, validate=_is_positive, load_default=None, allow_none=True)
+    steps = fields.Integer(strict=True, validate=_is_positive, load_default=None, allow_none=True)
+    between_updates = fields.Integer(strict=True, validate=_is_positive, required=True)
+    seed = fields.Integer(strict=True, validate=validate.Range(min=0, max=2**63 - 1), required=True)
+    threads = fields.Integer(strict=True, validate=_is_positive, load_default=1)
+    param_clipping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+    optimiser = fields.String(load_default="FedAvg", validate=validate.OneOf(list(PUBLISHED)))
+    optimiser_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
+    weighted = fields.Boolean(load_default=True)
+    proximal_mu = fields.Float(load_default=0.0, validate=validate.Range(min=0, max=1e6))
+    sample = fields.Integer(strict=True, validate=_is_positive, load_default=None, allow_none=True)
+    quorum = fields.Integer(strict=True, validate=_is_positive, required=True)
+    deadline_seconds = fields.Float(load_default=600.0, validate=validate.Range(min=0, min_inclusive=False))
+    early_stopping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+    metrics = fields.List(fields.String(), load_default=None, allow_none=True)
+    minimum_statistics_rows = fields.Integer(strict=True, validate=_is_positive, load_default=10)
+
+    @validates_schema
+    def check_together(self, data: JSON, **_: Any) -> None:
+        """What only shows when keys are seen together."""
+        problems: dict[str, str] = {}
+        if (data.get("epochs") is None) == (data.get("steps") is None):
+            problems["epochs"] = "give one and only one of epochs and steps"
+        pods = data.get("pods", [])
+        if len(set(pods)) < len(pods):
+            problems["pods"] = f"{sorted({pod for pod in pods if pods.count(pod) > 1})} are named more than once"
+        asked = min(data.get("sample") or len(pods), len(pods))
+        if pods and (data.get("sample") or 1) > len(pods):
+            problems["sample"] = f"is {data['sample']}, and there are {len(pods)} pods"
+        if pods and data.get("quorum", 1) > asked:
+            problems["quorum"] = f"is {data['quorum']}, and a round asks {asked} pods"
+        for key, check in (
+            ("optimiser_settings", lambda: server_settings(data["optimiser"], data["optimiser_settings"])),
+            ("early_stopping", lambda: data["early_stopping"] and EarlyStopping(**data["early_stopping"])),
+        ):
+            try:
+                check()
+            except (ConfigurationError, TypeError) as error:
+                problems[key] = str(error)
+        if problems:
+            raise ValidationError({key: [text] for key, text in problems.items()})
+
+    @post_load
+    def make_job(self, data: JSON, **_: Any) -> FederatedJob:
+        """The dataclass, with the pods in their order."""
+        return FederatedJob(**{**data, "pods": tuple(sorted(data["pods"]))})

@@ -1,0 +1,283 @@
+"""A pod's session in one job: its own rows and a warm model, and what it answers in each round. Knows no network and no Prefect.
+
+What a pod does in a round is a function of (job, round, global parameters, rows): it keeps no state between rounds that an
+answer depends on. A session that is opened again after a crash gives the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from bitfount_model import codec, updates
+from bitfount_model.data import (
+    BaseSource,
+    BitfountSchema,
+    DatasetSplitter,
+    DataStructure,
+    PercentageSplitter,
+    Preparation,
+    split_rows,
+)
+from bitfount_model.errors import ConfigurationError, DataError, NotInitialisedError
+from bitfount_model.federation.aggregation import MetricSums
+from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.policy import PodPolicy, refusals
+from bitfount_model.federation.statistics import PodStatistics, pod_statistics
+from bitfount_model.metrics import MetricCollection, default_metrics
+from bitfount_model.mixins import PyTorchClassifierMixIn
+from bitfount_model.model import PyTorchBitfountModel
+from bitfount_model.reference import load_model_class
+from bitfount_model.seeding import derive_seed
+from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A data owner's side, as it is configured.
+
+    Attributes:
+        name: unique among the pods of a job.
+        source: the private rows.
+        policy: what jobs may ask.
+        splitter: how rows are split; rows for testing never train.
+    """
+
+    name: str
+    source: BaseSource
+    policy: PodPolicy
+    splitter: DatasetSplitter = field(default_factory=PercentageSplitter)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A pod's answer to a round.
+
+    Attributes:
+        pod: its name.
+        round_number: from 1.
+        base_digest: of the global parameters that it started from.
+        delta: new minus global parameters.
+        weight: training rows behind it.
+        metrics: validation metrics as sums, after the round's last step.
+        train_loss: mean over the round's rows; None where the model's steps return none.
+    """
+
+    pod: str
+    round_number: int
+    base_digest: str
+    delta: Parameters
+    weight: int
+    metrics: MetricSums
+    train_loss: float | None
+
+
+class PodSession:
+    """One pod in one job. Opened, it has checked the job against the policy and read no row yet.
+
+    Args:
+        pod: the pod.
+        job: what is asked.
+        source_code: the model's source, whose sha256 the job names.
+
+    Raises:
+        ConfigurationError: the policy refuses the job (every reason is listed), or the source is another one.
+        ModelFileError: the source does not hold the model class.
+    """
+
+    def __init__(self, pod: Pod, job: FederatedJob, source_code: bytes) -> None:
+        if reasons := refusals(pod.policy, job, pod.name):
+            raise ConfigurationError(f"pod {pod.name!r} refuses the job {job.job_id!r}: {'; '.join(reasons)}")
+        found = hashlib.sha256(source_code).hexdigest()
+        if found != job.model_sha256:
+            raise ConfigurationError(
+                f"pod {pod.name!r}: the model's source has sha256 {found[:16]}…, the job names {job.model_sha256[:16]}…"
+            )
+        self.pod = pod
+        self.job = job
+        self._class = load_model_class(source_code, job.model_class)
+        self._datastructure = DataStructure(**job.datastructure, data_splitter=pod.splitter)
+        self._model: PyTorchBitfountModel | None = None
+
+    def schema(self) -> BitfountSchema:
+        """The columns of the pod's rows, their types and categories, for `merge_schemas`.
+
+        Raises:
+            DataError: the rows cannot be read.
+        """
+        types = self._datastructure.force_stypes(self.pod.name if self._has_types_of_pods() else None)
+        for kind, columns in self.job.types.items():
+            types.setdefault(kind, []).extend(column for column in columns if column not in types[kind])
+        if issubclass(self._class, PyTorchClassifierMixIn):
+            stated = {column for columns in types.values() for column in columns}
+            types.setdefault("categorical", []).extend(t for t in self._datastructure.targets if t not in stated)
+        schema = BitfountSchema(self.job.job_id)
+        schema.generate_full_schema(self._frame(), force_stypes=types)
+        return schema
+
+    def statistics(self, schema: BitfountSchema) -> PodStatistics:
+        """The moments of the continuous features over the training rows, for `merge_statistics`.
+
+        Args:
+            schema: the common one.
+
+        Raises:
+            DataError: fewer rows than the policy or the job wants.
+        """
+        frame = self._frame()
+        training = frame.iloc[split_rows(frame, self.pod.splitter, self._datastructure, self._seed()).train]
+        if len(training) < self.pod.policy.minimum_rows:
+            raise DataError(
+                f"pod {self.pod.name!r} has {len(training)} training rows, its policy wants at least"
+                f" {self.pod.policy.minimum_rows}"
+            )
+        return pod_statistics(training, schema, self._datastructure, min_rows=self.job.minimum_statistics_rows)
+
+    def prepare(self, schema: BitfountSchema, preparation: Preparation) -> None:
+        """Builds model and loaders with the encoding that all pods share.
+
+        Args:
+            schema: the common one.
+            preparation: of all pods' training rows.
+        """
+        model = build_model(self._class, self.job, schema, self._datastructure, seed=self._seed())
+        model.preparation = preparation
+        model.set_datastructure_identifier(self.pod.name)
+        model.initialise_model(self.pod.source)
+        self._model = model
+
+    def fit(self, round_number: int, parameters: Parameters) -> Update:
+        """Trains for one round from the global parameters.
+
+        The optimiser is a new one each round, as in federated averaging; batches go on where the rounds before ended.
+
+        Args:
+            round_number: from 1.
+            parameters: the global ones; left as they are.
+        """
+        model, job = self._ready(), self.job
+        model.update_params(parameters)
+        model.set_model_training_iterations(job.iterations_of(round_number))
+        before = job.iterations_before(round_number)
+        model.position = before * len(model.train_dataloader()) if job.epochs is not None else before
+        callbacks = [ProximalTerm(job.proximal_mu)] if job.proximal_mu else []
+        records = model.fit_locally(None, metrics=self._metrics(model), callbacks=callbacks)
+        validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
+        return Update(
+            pod=self.pod.name,
+            round_number=round_number,
+            base_digest=codec.digest(parameters),
+            delta=updates.diff_params(parameters, model.get_param_states()),
+            weight=int(model.train_dataloader().rows),
+            metrics=MetricSums.of(records[-1].val_stats, validation_rows),
+            train_loss=records[-1].train_loss,
+        )
+
+    def evaluate(self, parameters: Parameters) -> MetricSums:
+        """The test metrics of global parameters on the pod's test rows, as sums; empty without test rows."""
+        model = self._ready()
+        if model.test_dl is None:
+            return MetricSums({})
+        model.update_params(parameters)
+        result = model.evaluate()
+        if not isinstance(result, EvaluateReturnType):
+            raise ConfigurationError("evaluate on a pod's own rows gave no predictions")
+        metrics = MetricCollection.create_from_model(model, self._metrics(model))
+        return MetricSums.of(metrics.compute(result.targs, result.preds), len(result.preds))
+
+    def predict(self, parameters: Parameters) -> PredictReturnType:
+        """Predictions for all of the pod's rows, in order.
+
+        Raises:
+            ConfigurationError: the policy keeps predictions at the pod.
+        """
+        if not self.pod.policy.predictions_may_leave:
+            raise ConfigurationError(f"pod {self.pod.name!r} does not let predictions leave (predictions_may_leave)")
+        model = self._ready()
+        model.update_params(parameters)
+        result = model.predict(self.pod.source)
+        if not isinstance(result, PredictReturnType):
+            raise ConfigurationError("predict on a pod's own rows gave no predictions")
+        return result
+
+    def _ready(self) -> PyTorchBitfountModel:
+        if self._model is None:
+            raise NotInitialisedError(f"pod {self.pod.name!r}: prepare comes before the first round")
+        return self._model
+
+    def _seed(self) -> int:
+        return derive_seed(self.job.seed, "pod", self.pod.name)
+
+    def _frame(self) -> Any:
+        structure = self._datastructure
+        frame = self.pod.source.read(structure.table_for(self.pod.name), structure.query_for(self.pod.name))
+        return structure.transform(frame)
+
+    def _has_types_of_pods(self) -> bool:
+        return any(isinstance(types, Mapping) for types in (self._datastructure.schema_types_override or {}).values())
+
+    def _metrics(self, model: PyTorchBitfountModel) -> dict[str, Any]:
+        known = default_metrics(model.problem)
+        wanted = known if self.job.metrics is None else self.job.metrics
+        if missing := [name for name in wanted if name not in known]:
+            raise ConfigurationError(f"metrics: no {', '.join(missing)} for this problem; there are {', '.join(known)}")
+        return {name: known[name] for name in wanted}
+
+
+def build_model(
+    cls: type[PyTorchBitfountModel],
+    job: FederatedJob,
+    schema: BitfountSchema,
+    datastructure: DataStructure,
+    *,
+    seed: int,
+) -> PyTorchBitfountModel:
+    """A job's model, at a pod or at the modeller, not yet initialised.
+
+    Args:
+        cls: the model class.
+        job: gives hyperparameters and length of a round.
+        schema: the common one.
+        datastructure: the job's.
+        seed: the modeller's is the job's own, each pod's is derived from it.
+    """
+    length: dict[str, int] = {"epochs" if job.epochs is not None else "steps": job.between_updates}
+    return cls(
+        datastructure=datastructure,
+        schema=schema,
+        batch_size=job.batch_size,
+        seed=seed,
+        param_clipping=job.param_clipping,
+        **length,
+        **job.hyperparameters,
+    )
+
+
+class ProximalTerm(pl.Callback):
+    """FedProx: the gradient of `mu / 2 * |w - w_global|^2` joins the loss's before each optimiser step.
+
+    Args:
+        mu: strength, > 0.
+    """
+
+    def __init__(self, mu: float) -> None:
+        self.mu = mu
+        self._start: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remembers the global parameters, on the device that trains."""
+        self._start = {name: p.detach().clone() for name, p in pl_module.named_parameters() if p.requires_grad}
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Adds the term; gradient clipping comes after it."""
+        for name, parameter in pl_module.named_parameters():
+            if parameter.grad is not None and name in self._start:
+                parameter.grad.add_(parameter.detach() - self._start[name], alpha=self.mu)
