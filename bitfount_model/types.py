@@ -23,7 +23,7 @@ class EvaluateReturnType(NamedTuple):
     Attributes:
         preds: predictions, as the model's `test_step` gives them, `(rows, ...)`.
         targs: targets, `(rows,)` or `(rows, targets)`.
-        keys: one key a row, or None where the data has none.
+        keys: one key a row, its number in the table where the data has no key column; None where a user's own loader has none.
     """
 
     preds: np.ndarray
@@ -36,7 +36,7 @@ class PredictReturnType(NamedTuple):
 
     Attributes:
         preds: predictions, as the model's `test_step` gives them, `(rows, ...)`.
-        keys: one key a row, or None where the data has none.
+        keys: one key a row, its number in the table where the data has no key column; None where a user's own loader has none.
     """
 
     preds: np.ndarray

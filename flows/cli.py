@@ -6,10 +6,11 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +125,8 @@ def train(
         try:
             summary = run.train(job, job_id, tracking_uri, surroundings)
         except KeyboardInterrupt:
-            again = f"bitfount-flows train {job_file} --job-id {job_id} --home {home}"
+            given = sys.argv[1:] if "--job-id" in sys.argv else [*sys.argv[1:], "--job-id", job_id]
+            again = shlex.join(["bitfount-flows", *given])
             surroundings.view.say(f"\nstopped; nothing that was finished is lost. Continue with:\n  {again}")
             raise
         show_summary(surroundings.view, summary)
@@ -179,6 +181,8 @@ Examples:
 @verbose_option
 def predict(job_id: str, data: str, out: Path, home: Path, as_json: bool, verbose: bool) -> int:
     """Predictions of a trained job for new rows; the target column need not be there."""
+    if not out.name:
+        raise click.UsageError(f"--out {str(out)!r} is not the name of a file")
     with command(home, as_json=as_json, verbose=verbose) as surroundings:
         from flows import run
         from flows.settings import read_source
@@ -213,11 +217,15 @@ def command(home: Path, *, as_json: bool, verbose: bool) -> Iterator[Surrounding
     """What a command runs in; its Prefect server starts while the packages are being imported, and ends with it."""
     from flows.prefect_server import prefect_server
 
+    if "?" in str(home.resolve()):  # where the options begin in the URL of a SQLite database
+        raise click.UsageError(f"--home {home}: the path holds a '?'; choose another folder")
     try:
         (home / "prefect").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Unwritable(f"cannot write in {home}: {error.strerror}. Choose another folder with --home.") from error
-    with prefect_server(home / "prefect") as server:
+    # What a model prints must not get into the JSON.
+    printed = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with printed, prefect_server(home / "prefect") as server:
         from flows.console import RunView, stream_for
         from flows.run import Surroundings
         from flows.workspace import Workspace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ def serve(workspace: Workspace, port: int) -> int:
     """Runs MLflow's server until it is stopped.
 
     Returns:
-        Its exit code; 0 after Ctrl-C.
+        Its exit code; 0 after Ctrl-C or SIGTERM.
 
     Raises:
         ConfigurationError: the workspace has no runs.
@@ -26,11 +27,16 @@ def serve(workspace: Workspace, port: int) -> int:
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", workspace.tracking_uri, "--default-artifact-root", workspace.artifacts.as_uri()),
+        *("--uvicorn-opts", "--log-level warning"),
     ]
-    server = subprocess.Popen(command, env=dict(os.environ))  # noqa: S603 - our own interpreter, no shell
+    # In a session of its own, so that it and its workers end together, whatever ends this command.
+    server = subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, start_new_session=True)  # noqa: S603 - no shell
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return server.wait()
     except KeyboardInterrupt:
-        # The terminal sent the interrupt to the server as well: it is on its way out.
-        server.wait()
         return 0
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()

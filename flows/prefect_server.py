@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,11 +23,12 @@ from pathlib import Path
 from flows.environment import SERVER
 
 WAIT_SECONDS = 120
+ANSWER_SECONDS = 10
 POLL_SECONDS = 0.05
 
 
 class ServerError(RuntimeError):
-    """A Prefect server that was started here does not answer."""
+    """A Prefect server does not answer."""
 
 
 class PrefectServer:
@@ -105,6 +107,31 @@ def prefect_server(home: Path) -> Iterator[PrefectServer | None]:
         yield server
     finally:
         server.stop()
+
+
+def require_answer(url: str) -> None:
+    """Asks a Prefect API that the user named whether it is there: Prefect itself would try for long, and say little.
+
+    Raises:
+        ServerError: nothing answers.
+    """
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310 - the user's own URL
+            return
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise ServerError(
+                f"{url} (PREFECT_API_URL) is no Prefect API: it knows no /health. A Prefect server's own URL ends in /api."
+            ) from error
+        return  # whether it lets us in is for Prefect to say
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLError):
+            return  # Prefect may have been told which certificate to trust
+        raise ServerError(
+            f"Prefect at {url} (PREFECT_API_URL) cannot be reached: {reason}. Start it, or unset PREFECT_API_URL to run without a"
+            " server of your own."
+        ) from error
 
 
 def _free_port() -> int:

@@ -15,9 +15,10 @@ from typing import Any
 from bitfount_model.errors import ConfigurationError, StorageError
 from flows.console import RunView
 from flows.environment import prepare
-from flows.prefect_server import PrefectServer, ServerError
+from flows.prefect_server import PrefectServer, ServerError, require_answer
 from flows.workspace import Workspace, continued, only_once
 from tasks.job import LocalJob, to_json
+from tasks.mlflow_client import without_password
 from tasks.progress import listening
 from tasks.store import read_manifest
 
@@ -57,15 +58,17 @@ def train(job: LocalJob, job_id: str, tracking_uri: str | None, surroundings: Su
     workspace = surroundings.workspace
     workspace.prepare()
     store = workspace.store(job_id)
+    uri = tracking_uri or workspace.tracking_uri
+    shown_uri = without_password(uri)  # Prefect keeps a flow's parameters
     tracking = {
-        "uri": tracking_uri or workspace.tracking_uri,
+        "uri": shown_uri,
         "experiment": job.experiment,
         "artifact_root": None if tracking_uri else str(workspace.artifacts),
     }
     with only_once(Path(store.url)):
         job = continued(job, store)
         surroundings.view.say(f"job {job_id}: starting …")
-        with tracked_at(tracking["uri"]), surroundings.ready(), listening(surroundings.view.on_event):
+        with tracked_at(uri), surroundings.ready(), listening(surroundings.view.on_event):
             from flows.local import local_training
 
             done: dict[str, Any] = local_training(to_json(job), job_id, store.url, tracking)
@@ -108,7 +111,7 @@ def trained(workspace: Workspace, job_id: str) -> Path:
     """
     folder = workspace.folder(job_id)
     if not folder.exists() or read_manifest(workspace.store(job_id), "fit") is None:
-        jobs = sorted(path.name for path in (workspace.home / "jobs").glob("*") if path.is_dir())
+        jobs = sorted(path.parts[-3] for path in (workspace.home / "jobs").glob("*/steps/fit.json"))
         raise ConfigurationError(
             f"there is no trained job {job_id!r} in {workspace.home}; there are: {', '.join(jobs[-10:]) or 'none'}"
         )
@@ -131,7 +134,11 @@ def summarise(
         return store.location(files[role]["name"]) if role in files else None
 
     recorded, registered = done.get("record"), done.get("register")
-    ui = f"bitfount-flows ui --home {workspace.home}" if tracking_uri is None else f"open {tracking_uri}"
+    ui = (
+        f"bitfount-flows ui --home {workspace.home}"
+        if tracking_uri is None
+        else f"open {without_password(tracking_uri)}"
+    )
     return {
         "job_id": job_id,
         "name": job.name,
@@ -146,7 +153,7 @@ def summarise(
         if registered
         else None,
         "seconds": round(seconds, 2),
-        "tracking_uri": tracking_uri or workspace.tracking_uri,
+        "tracking_uri": without_password(tracking_uri or workspace.tracking_uri),
         "ui_command": ui,
     }
 
@@ -169,13 +176,16 @@ def tracked_at(uri: str) -> Iterator[None]:
 def prefect_api(server: PrefectServer | None, home: Path, *, verbose: bool) -> Iterator[None]:
     """Prefect talks to this server; None leaves it to what the user has set."""
     prepare(home, verbose=verbose)
-    if server is None:
-        yield
-        return
+    own = os.environ.get("PREFECT_API_URL")
     try:
-        url = server.wait()
+        if server is None and own:
+            require_answer(own)
+        url = None if server is None else server.wait()
     except ServerError as error:
         raise StorageError(str(error)) from error
+    if url is None:
+        yield
+        return
     with settings_for(url):
         try:
             yield

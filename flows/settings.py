@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from marshmallow import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitfount_model.errors import ConfigurationError
-from tasks.job import JobError, LocalJob, SourceSection, check_job
+from tasks.job import JobError, LocalJob, check_job, check_source
 
 PATHS = (
     ("model", "file"),
@@ -26,6 +27,10 @@ PATHS = (
     ("predict", "data", "parquet"),
 )
 """Keys that hold a path, relative to the job file."""
+
+DATABASES = (("data", "sql", "url"), ("predict", "data", "sql", "url"))
+SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:|\$\{)(.+)")
+"""A SQLite database by its relative path."""
 
 
 def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob:
@@ -41,12 +46,11 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob:
     document = read_yaml(path)
     for override in overrides:
         set_key(document, override)
-    value = plain(document)
-    resolve_paths(value, path.resolve().parent)
     try:
-        return check_job(value)
+        return check_job(resolve_paths(plain(document), path.resolve().parent))
     except JobError as error:
-        lines = [f"  {place(document, path, keys)}: {'.'.join(keys) or 'job'}: {text}" for keys, text in error.problems]
+        found = sorted((place(document, keys), ".".join(keys) or "job", text) for keys, text in error.problems)
+        lines = [f"  {f'{path.name}:{line}' if line else '--set'}: {name}: {text}" for line, name, text in found]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise ConfigurationError(f"{path} has {count}:\n" + "\n".join(lines)) from error
 
@@ -68,7 +72,7 @@ def read_yaml(path: Path) -> CommentedMap:
         mark = error.problem_mark
         at = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigurationError(f"{at}: not YAML: {error.problem or error.context}") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # a ValueError is a date that there is not
         raise ConfigurationError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, CommentedMap):
         raise ConfigurationError(f"{path} holds no mapping of keys; see the examples for the keys of a job")
@@ -92,36 +96,43 @@ def set_key(document: CommentedMap, override: str) -> None:
             raise ConfigurationError(f"--set {override!r}: {key!r} is not a mapping in the job file")
     try:
         node[path[-1]] = YAML(typ="rt").load(io.StringIO(text))
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise ConfigurationError(f"--set {override!r}: {text!r} is not a YAML value") from error
 
 
-def plain(node: Any) -> Any:
-    """The document as dicts, lists and scalars."""
+def plain(node: Any, keys: tuple[str, ...] = ()) -> Any:
+    """The document as dicts, lists and scalars that JSON has.
+
+    Raises:
+        JobError: a value is of a kind that JSON does not have, such as a date.
+    """
     if isinstance(node, CommentedMap):
-        return {str(key): plain(value) for key, value in node.items()}
+        return {str(key): plain(value, (*keys, str(key))) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
-        return [plain(value) for value in node]
+        return [plain(value, (*keys, str(place))) for place, value in enumerate(node)]
     if isinstance(node, bool) or node is None:
         return node
+    if isinstance(node, datetime.date):
+        raise JobError([(keys, f"{node} is a date for YAML: write it in quotes")])
     for kind in (int, float, str):
         if isinstance(node, kind):
             return kind(node)
-    return node
+    raise JobError([(keys, f"wanted a number, a text, a list or a mapping, found a {type(node).__name__}")])
 
 
-def resolve_paths(value: dict[str, Any], folder: Path) -> None:
-    """Makes the paths of a job absolute, in place."""
-    for path in PATHS:
-        node: Any = value
-        for key in path[:-1]:
-            node = node.get(key) if isinstance(node, Mapping) else None
-        if isinstance(node, dict) and isinstance(node.get(path[-1]), str):
-            node[path[-1]] = str(folder / Path(node[path[-1]]).expanduser())
+def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
+    """The job with absolute paths, and absolute paths in the URLs of SQLite databases."""
+    if isinstance(value, dict):
+        return {key: resolve_paths(below, folder, (*keys, key)) for key, below in value.items()}
+    if isinstance(value, str) and keys in PATHS:
+        return str(folder / Path(value).expanduser())
+    if isinstance(value, str) and keys in DATABASES and (found := SQLITE_FILE.fullmatch(value)):
+        return f"{found[1]}{folder / found[2]}"
+    return value
 
 
-def place(document: CommentedMap, path: Path, keys: Sequence[str]) -> str:
-    """`file:line` of a key, or of its nearest parent that is there."""
+def place(document: CommentedMap, keys: Sequence[str]) -> int:
+    """The line of a key, or of its nearest parent that is there; 0 for what came from `--set`."""
     line = 1
     node: Any = document
     for key in keys:
@@ -129,35 +140,31 @@ def place(document: CommentedMap, path: Path, keys: Sequence[str]) -> str:
             try:
                 line = node.lc.key(key)[0] + 1
             except (KeyError, AttributeError):
-                return "--set"
+                return 0
             node = node[key]
         elif isinstance(node, CommentedSeq) and key.isdigit() and int(key) < len(node):
             line = node.lc.item(int(key))[0] + 1
             node = node[int(key)]
         else:
             break
-    return f"{path.name}:{line}"
+    return line
 
 
 def read_source(text: str) -> dict[str, Any]:
     """A source from the command line: a file by its ending, or a mapping in YAML as in a job's `data`.
 
     Raises:
-        ConfigurationError: neither.
+        ConfigurationError: neither; the message does not repeat the text, which may hold a password.
     """
-    value = None
     for kind, endings in (("csv", (".csv", ".csv.gz")), ("parquet", (".parquet",))):
         if text.lower().endswith(endings):
-            value = {kind: str(Path(text).expanduser().resolve())}
-    if value is None:
-        with suppress(YAMLError):
-            value = plain(YAML(typ="rt").load(io.StringIO(text)))
-    if not isinstance(value, dict):
-        raise ConfigurationError(
-            f"--data {text!r}: wanted a .csv or .parquet file, or a source such as '{{sklearn: digits}}'"
-        )
+            return check_source({kind: str(Path(text).expanduser().resolve())})
+    value = None
+    with suppress(YAMLError, ValueError):
+        value = YAML(typ="rt").load(io.StringIO(text))
+    if not isinstance(value, CommentedMap):
+        raise ConfigurationError("--data: wanted a .csv or .parquet file, or a source such as '{sklearn: digits}'")
     try:
-        checked: dict[str, Any] = SourceSection().load(value)
-    except ValidationError as error:
-        raise ConfigurationError(f"--data {text!r}: {error.messages}") from error
-    return checked
+        return check_source(plain(value))
+    except JobError as error:
+        raise ConfigurationError(f"--data: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bitfount_model.errors import ConfigurationError, StorageError
+from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
 from tasks.job import NAME, LocalJob, to_json, with_seed
 from tasks.store import Store
 
@@ -75,11 +75,15 @@ def continued(job: LocalJob, store: Store) -> LocalJob:
 
     Raises:
         ConfigurationError: the id belongs to another job.
+        IntegrityError: the job that is kept was changed.
     """
     if not store.has("job.json"):
         return with_seed(job)
-    began: dict[str, Any] = json.loads(store.get("job.json"))
-    now = with_seed(job, seed=began["training"]["seed"])
+    try:
+        began: dict[str, Any] = json.loads(store.get("job.json"))
+        now = with_seed(job, seed=began["training"]["seed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"job.json in {store.url} is not what a job wrote. Use another job id.") from error
     if different := sorted(_different(began, to_json(now))):
         raise ConfigurationError(
             f"the job id {Path(store.url).name!r} belongs to a job with other settings ({', '.join(different)} differ);"

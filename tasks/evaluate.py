@@ -31,7 +31,7 @@ def evaluate_rows(store_url: str, data: dict[str, Any]) -> dict[str, Any]:
         `{"metrics": name -> number, "rows": int}`.
     """
     session = open_trained(Store(store_url), data)
-    with threads(session.job.training["threads"]), user_code(session):
+    with threads(session.job.training["threads"]), user_code(session.store, session.job):
         result = session.model.evaluate(session.model.prediction_loader(session.source, targets=True))
     if not isinstance(result, EvaluateReturnType):
         raise TrainingError(
@@ -50,7 +50,7 @@ def evaluate_job(store: Store) -> Manifest:
     session = open_trained(store)
     if session.model.test_dl is None:
         return write_manifest(store, Manifest("evaluate", {}, {"metrics": {}, "rows": 0}))
-    with threads(session.job.training["threads"]), user_code(session):
+    with threads(session.job.training["threads"]), user_code(session.store, session.job):
         result = session.model.evaluate()
     return write_manifest(store, Manifest("evaluate", *kept(session, result)))
 
@@ -79,10 +79,10 @@ def kept(session: Session, result: EvaluateReturnType | dict[str, float]) -> tup
 
 
 def test_metrics(session: Session, result: EvaluateReturnType) -> dict[str, float | None]:
-    """The metrics of predictions against targets; None where one is undefined, as the AUC of one class is."""
+    """The metrics of predictions against targets; None where one is not a finite number, as the AUC of one class."""
     metrics = session.model.metrics or MetricCollection.create_from_model(session.model)
     computed = metrics.compute(result.targs, result.preds, session.job.metrics)
-    return {name: None if math.isnan(value) else float(value) for name, value in computed.items()}
+    return {name: float(value) if math.isfinite(value) else None for name, value in computed.items()}
 
 
 def open_trained(store: Store, data: Mapping[str, Any] | None = None) -> Session:

@@ -40,7 +40,7 @@ def train(store: Store) -> Manifest:
     model = session.model
     model.update_params(codec.decode(read_file(store, session.manifest, "weights")).params)
     started = time.perf_counter()
-    with threads(session.job.training["threads"]), user_code(session):
+    with threads(session.job.training["threads"]), user_code(session.store, session.job):
         records = model.fit_locally(
             None,
             metrics=validation_metrics(session),

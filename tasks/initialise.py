@@ -8,12 +8,12 @@ from typing import Any
 
 from bitfount_model import BitfountModelReference, BitfountSchema, DataStructure, PyTorchBitfountModel, codec
 from bitfount_model.data import digest, source_from_config
-from bitfount_model.errors import DataSourceError
+from bitfount_model.errors import DataError, DataSourceError
 from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.serialization import dump
 from bitfount_model.types import Problem
 from tasks.job import LocalJob, check_job, splitter_of, to_json
-from tasks.session import reference_to, threads, training_arguments
+from tasks.session import MODEL_FILE, reference_to, threads, training_arguments, user_code
 from tasks.step import reference, step
 from tasks.store import Manifest, Store, local_path, read_manifest, write_manifest
 
@@ -37,8 +37,8 @@ def initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
 
 
 def _initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
-    files = {"job": store.put("job.json", _json(to_json(job))), "model": store.put("model.py", _model_source(job))}
-    model_reference = reference_to(local_path(store, "model.py"), job)
+    files = {"job": store.put("job.json", _json(to_json(job))), "model": store.put(MODEL_FILE, _model_source(job))}
+    model_reference = reference_to(local_path(store, MODEL_FILE), job)
     datastructure = DataStructure(**job.datastructure)
     source = source_from_config(job.data)
     frame = datastructure.transform(source.read(datastructure.table_for(None), datastructure.query_for(None)))
@@ -46,8 +46,12 @@ def _initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
         raise DataSourceError(f"{source!r} has no rows: there is nothing to train on")
     schema = schema_for(job, datastructure, model_reference.model_class(), frame)
     schema.check(frame)
-    model = model_reference.build(datastructure=datastructure, schema=schema, **training_arguments(job))
-    model.initialise_model(source, splitter_of(job))
+    with user_code(store, job):
+        model = model_reference.build(datastructure=datastructure, schema=schema, **training_arguments(job))
+        check_classes(model)
+        model.initialise_model(source, splitter_of(job))
+    if job.predict:  # what cannot be predicted is better known before training than after it
+        model.prediction_loader(source_from_config(job.predict["data"]))
     if job.training["pretrained_file"]:
         model.deserialize(job.training["pretrained_file"])
     states = model.get_param_states()
@@ -90,10 +94,26 @@ def schema_for(
         types.setdefault(kind, []).extend(c for c in columns if kind_of.get(c, kind) == kind)
     if issubclass(model_class, PyTorchClassifierMixIn):
         stated = {column for columns in types.values() for column in columns}
-        types.setdefault("categorical", []).extend(t for t in datastructure.targets if t not in stated)
+        types.setdefault("categorical", []).extend(
+            target for target in datastructure.targets if target in frame.columns and target not in stated
+        )
     schema = BitfountSchema(job.name)
     schema.generate_full_schema(frame, force_stypes=types)
     return schema
+
+
+def check_classes(model: PyTorchBitfountModel) -> None:
+    """Refuses to train a classifier where there is nothing to tell apart.
+
+    Raises:
+        DataError: the target has one class.
+    """
+    names = class_names(model)
+    if model.problem is Problem.BINARY and names is not None and len(names) < 2:
+        raise DataError(
+            f"the target {model.datastructure.targets[0]!r} has one class, {names}: a classifier needs two. Use rows of several"
+            " classes, or give a schema file that knows the others."
+        )
 
 
 def class_names(model: PyTorchBitfountModel) -> list[Any] | None:

@@ -12,9 +12,15 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates, validates_schema
 
-from bitfount_model.data import DatasetSplitter, DataStructure, PercentageSplitter, SplitterDefinedInData
+from bitfount_model.data import (
+    DatasetSplitter,
+    DataStructure,
+    PercentageSplitter,
+    SplitterDefinedInData,
+    literal_secrets,
+)
 from bitfount_model.errors import ConfigurationError
 
 JSON = dict[str, Any]
@@ -24,6 +30,25 @@ SPLITTERS: Mapping[str, type[DatasetSplitter]] = {
     "defined_in_data": SplitterDefinedInData,
 }
 SOURCES = ("csv", "parquet", "sql", "sklearn")
+CSV_OPTIONS = (
+    *(
+        "comment",
+        "decimal",
+        "encoding",
+        "keep_default_na",
+        "na_values",
+        "quotechar",
+        "sep",
+        "skipinitialspace",
+        "skiprows",
+    ),
+    "thousands",
+)
+"""Arguments of `pandas.read_csv` that a job may give: how the file is written."""
+OWN_ARGUMENTS = ("datastructure", "schema", "batch_size", "epochs", "steps", "seed", "param_clipping")
+"""Arguments of a model's constructor that sections of the job give."""
+MOST_THREADS = 256
+"""Many thousands would stop the machine."""
 
 is_name = validate.Regexp(
     rf"^{NAME.pattern}\Z",
@@ -79,6 +104,12 @@ class ModelSection(StrictSchema):
     class_name = fields.String(data_key="class", allow_none=True, load_default=None)
     hyperparameters = fields.Dict(keys=fields.String(), load_default=dict)
 
+    @validates("hyperparameters")
+    def none_of_the_jobs_own(self, value: JSON, data_key: str) -> None:
+        """What other sections say is said once."""
+        if taken := [name for name in OWN_ARGUMENTS if name in value]:
+            raise ValidationError(f"{', '.join(taken)}: belongs to the job's own sections, not to the hyperparameters")
+
     @validates_schema
     def one_place(self, data: JSON, **_: Any) -> None:
         """Exactly one of file and reference."""
@@ -88,20 +119,50 @@ class ModelSection(StrictSchema):
             )
 
 
+class SQLSection(StrictSchema):
+    """A database; a job is kept and shown, so it names secrets and does not hold them."""
+
+    url = fields.String(required=True)
+    table = fields.String()
+    query = fields.String()
+
+    @validates("url")
+    def no_secret(self, value: str, data_key: str) -> None:
+        """Passwords stay in the environment."""
+        try:
+            secrets_in_it = literal_secrets(value)
+        except ConfigurationError as error:
+            raise ValidationError(str(error)) from error
+        if secrets_in_it:
+            raise ValidationError(
+                f"the URL holds a secret ({', '.join(secrets_in_it)}), and the job is kept and recorded: write ${{NAME}} in its"
+                " place, and set the environment variable NAME"
+            )
+
+    @validates_schema
+    def one_of_both(self, data: JSON, **_: Any) -> None:
+        """Not both table and query."""
+        if "table" in data and "query" in data:
+            raise ValidationError("give one of table and query, not both", "query")
+
+
 class SourceSection(StrictSchema):
     """Where rows come from."""
 
     csv = fields.String()
     parquet = fields.String()
-    sql = fields.Dict(keys=fields.String())
+    sql = fields.Nested(SQLSection)
     sklearn = fields.String(validate=validate.OneOf(["breast_cancer", "digits", "diabetes"]))
     key = fields.String(allow_none=True, load_default=None)
+    read_csv_kwargs = fields.Dict(keys=fields.String(validate=validate.OneOf(CSV_OPTIONS)))
 
     @validates_schema
     def one_kind(self, data: JSON, **_: Any) -> None:
         """Exactly one kind of source."""
         if sum(kind in data for kind in SOURCES) != 1:
             raise ValidationError(f"give one and only one of {', '.join(SOURCES)}")
+        if "read_csv_kwargs" in data and "csv" not in data:
+            raise ValidationError("only a csv source takes these", "read_csv_kwargs")
 
 
 class SchemaSection(StrictSchema):
@@ -113,6 +174,15 @@ class SchemaSection(StrictSchema):
         values=fields.List(fields.String()),
         load_default=dict,
     )
+
+    @validates_schema
+    def one_type_a_column(self, data: JSON, **_: Any) -> None:
+        """A file says all; and no column has two types."""
+        if "file" in data and data["types"]:
+            raise ValidationError("give one of file and types: a schema file says the types of all columns", "types")
+        stated = [column for columns in data["types"].values() for column in columns]
+        if double := sorted({column for column in stated if stated.count(column) > 1}):
+            raise ValidationError(f"columns {double} are named more than once", "types")
 
 
 class SplitterSection(StrictSchema):
@@ -141,8 +211,8 @@ class TrainingSection(StrictSchema):
     seed = fields.Integer(
         strict=True, validate=validate.Range(min=0, max=2**63 - 1), load_default=None, allow_none=True
     )
-    threads = fields.Integer(strict=True, validate=validate.Range(min=1), load_default=1)
-    workers = fields.Integer(strict=True, validate=validate.Range(min=0), load_default=0)
+    threads = fields.Integer(strict=True, validate=validate.Range(min=1, max=MOST_THREADS), load_default=1)
+    workers = fields.Integer(strict=True, validate=validate.Range(min=0, max=MOST_THREADS), load_default=0)
     pretrained_file = fields.String(load_default=None, allow_none=True)
     param_clipping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
 
@@ -174,7 +244,7 @@ class JobSchema(StrictSchema):
     schema = fields.Nested(SchemaSection, load_default=lambda: {"types": {}})
     splitter = fields.Nested(SplitterSection, load_default=lambda: {"percentage": {}})
     training = fields.Nested(TrainingSection, required=True)
-    metrics = fields.List(fields.String(), load_default=None, allow_none=True)
+    metrics = fields.List(fields.String(), load_default=None, allow_none=True, validate=validate.Length(min=1))
     predict = fields.Nested(PredictSection, load_default=None, allow_none=True)
     register = fields.String(load_default=None, allow_none=True, validate=is_name)
 
@@ -205,6 +275,19 @@ def check_job(value: Any) -> LocalJob:
     except ValidationError as error:
         raise JobError(_problems(error.messages, JobSchema())) from error
     return LocalJob(**loaded)
+
+
+def check_source(value: Any) -> JSON:
+    """Checks a source as a job's `data` section has it.
+
+    Raises:
+        JobError: all problems together.
+    """
+    try:
+        loaded: JSON = SourceSection().load(value)
+    except ValidationError as error:
+        raise JobError(_problems(error.messages, SourceSection())) from error
+    return loaded
 
 
 def with_seed(job: LocalJob, seed: int | None = None) -> LocalJob:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # importing MLflow takes two seconds; a command that tracks n
 JOB_ID = "bitfount.job_id"
 LOCK_SECONDS = 120.0
 BATCH = 1000  # metrics in one request, MLflow's limit
+# Its pages then show runs with their charts; without it they open on those for language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -61,6 +64,7 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         TrackingError: the database cannot be opened, or this is no tracking URI. A server is asked by the first call.
     """
+    uri = with_password(uri)
     with tracking_errors(uri):
         from mlflow import MlflowClient
 
@@ -103,7 +107,8 @@ def tracking_errors(uri: str) -> Iterator[None]:
             f"another process has been recording the same job to MLflow for {LOCK_SECONDS:g} s: wait for it, or stop it"
         ) from error
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(_message(uri, error)) from error
+        # MLflow's own errors quote the URI, and tracebacks are logged.
+        raise TrackingError(_message(uri, error)) from (None if _secret(with_password(uri)) else error)
 
 
 def _message(uri: str, error: BaseException) -> str:
@@ -126,7 +131,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _short(reason: str, uri: str) -> str:
-    secret = _secret(uri)
+    secret = _secret(with_password(uri))
     return (reason.replace(secret, "***") if secret else reason)[:400].rstrip(". ")
 
 
@@ -134,6 +139,12 @@ def without_password(uri: str) -> str:
     """A tracking URI that may be shown."""
     secret = _secret(uri)
     return uri.replace(f"{secret}@", "***@", 1) if secret else uri
+
+
+def with_password(uri: str) -> str:
+    """A tracking URI that can be used: what may not be shown is taken from `MLFLOW_TRACKING_URI`, if that is the same place."""
+    own = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return own if own and without_password(own) == uri else uri
 
 
 def _secret(uri: str) -> str:
@@ -158,7 +169,7 @@ def ensure_experiment(client: MlflowClient, name: str, artifact_root: str | None
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_root))
+            return str(client.create_experiment(name, artifact_location=artifact_root, tags=KIND))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

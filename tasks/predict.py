@@ -43,7 +43,7 @@ def predict_job(store: Store, data: dict[str, Any]) -> Manifest:
 
 def predicted(session: Session) -> tuple[bytes, int]:
     """The predictions of an open session's source as Parquet, and how many."""
-    with threads(session.job.training["threads"]), user_code(session):
+    with threads(session.job.training["threads"]), user_code(session.store, session.job):
         result = session.model.predict(session.source)
     if not isinstance(result, PredictReturnType):
         raise TrainingError(f"predict on local rows returned a {type(result).__name__}, wanted predictions")

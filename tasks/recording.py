@@ -56,7 +56,8 @@ def record(store_url: str, tracking: dict[str, Any], flow_run_id: str | None, st
 
 def record_end(store_url: str, tracking: Tracking, reason: str, *, interrupted: bool) -> None:
     """Marks the job's MLflow run as failed or interrupted; where MLflow cannot be reached, the error itself matters more."""
-    with suppress(BitfountError):
+    # An interrupt in the middle of an import leaves a package that is half there.
+    with suppress(BitfountError, ImportError, AttributeError):
         mark_failed(
             Store(store_url),
             tracking_uri=tracking.uri,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitfount_model.errors import ModelFileError
-from tasks.mlflow_client import connect, tracking_errors
+from tasks.mlflow_client import connect, tracking_errors, without_password
 from tasks.session import require
 from tasks.step import reference, step
 from tasks.store import Manifest, Store, read_manifest, write_manifest
@@ -72,9 +72,13 @@ def source_of(name: str, version: int | str | None) -> bytes:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise ModelFileError(f"the registry at {uri} has no {_text(name, version)}: {error.message}") from error
+            raise ModelFileError(
+                f"the registry at {without_password(uri)} has no {_text(name, version)}: {error.message}"
+            ) from error
         if found is None:
-            raise ModelFileError(f"the registry at {uri} has no {_text(name, version)}; register it by a job first")
+            raise ModelFileError(
+                f"the registry at {without_password(uri)} has no {_text(name, version)}; register it by a job first"
+            )
         text = download_artifacts(artifact_uri=f"{found.source}/model.py", tracking_uri=uri)
         return Path(text).read_bytes()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bitfount_model.errors import TrainingError
 from bitfount_model.types import Problem
 
 
@@ -32,35 +33,65 @@ def prediction_table(
         targs: the true targets, where they are known.
 
     Returns:
-        Columns `key`; the true targets under their own names; then, for classes, `prediction` and `score_<class>`; for
-        labels, `prediction_<label>` and `score_<label>`; for numbers, `prediction` or `prediction_<target>`.
+        Columns `key`; the true targets under their own names, or as `target_<name>` where another column has that name;
+        then, for classes, `prediction` and `score_<class>`; for labels, `prediction_<label>` and `score_<label>`; for
+        numbers, `prediction` or `prediction_<target>`.
+
+    Raises:
+        TrainingError: the model gives more or fewer numbers a row than there are classes, labels or targets.
     """
-    table: dict[str, Any] = {"key": list(keys) if keys is not None else np.arange(len(preds))}
     scores = np.asarray(preds).reshape(len(preds), -1)
+    made = _predictions(scores, problem, targets, classes)
+    truth: dict[str, Any] = {}
     if targs is not None:
-        truth = np.asarray(targs).reshape(len(preds), -1)
+        columns = np.asarray(targs).reshape(len(preds), -1)
         single = problem in (Problem.BINARY, Problem.MULTICLASS)
         for place, name in enumerate(targets):
-            table[name] = _named(truth[:, place], classes) if single else truth[:, place]
+            free = f"target_{name}" if name in ("key", *made) else name
+            truth[free] = _named(columns[:, place], classes) if single else columns[:, place]
+    return pd.DataFrame({"key": np.arange(len(preds)) if keys is None else list(keys), **truth, **made})
+
+
+def _predictions(
+    scores: np.ndarray, problem: Problem, targets: Sequence[str], classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """The columns that are made of a model's outputs, `(rows, outputs)`."""
+    names = list(targets) if classes is None else list(classes)
+    one_of_them = classes is not None and problem is not Problem.MULTILABEL
+    if one_of_them and scores.shape[1] == 1:
+        return _one_output(scores[:, 0], names)
+    if scores.shape[1] != len(names):
+        raise TrainingError(
+            f"the model's predictions have {scores.shape[1]} numbers a row, wanted {len(names)}: one for each of"
+            f" {', '.join(map(str, names[:20]))}; correct what `test_step` returns"
+        )
     if classes is None:
-        names = [f"prediction_{name}" for name in targets] if len(targets) > 1 else ["prediction"]
-        table.update({name: scores[:, place] for place, name in enumerate(names)})
-    elif problem is Problem.MULTILABEL:
-        table.update({f"prediction_{name}": _positive(scores[:, place]) for place, name in enumerate(classes)})
-        table.update({f"score_{name}": scores[:, place] for place, name in enumerate(classes)})
-    elif scores.shape[1] == 1:
-        table["prediction"] = _named(_positive(scores[:, 0]), classes)
-        table[f"score_{classes[-1]}"] = scores[:, 0]
-    else:
-        table["prediction"] = _named(scores.argmax(axis=1), classes)
-        table.update({f"score_{name}": scores[:, place] for place, name in enumerate(classes)})
-    return pd.DataFrame(table)
+        columns = [f"prediction_{name}" for name in names] if len(names) > 1 else ["prediction"]
+        return {column: scores[:, place] for place, column in enumerate(columns)}
+    of_each = {f"score_{name}": scores[:, place] for place, name in enumerate(names)}
+    if one_of_them:
+        return {"prediction": _named(scores.argmax(axis=1), names), **of_each}
+    return {f"prediction_{name}": _positive(scores[:, place]) for place, name in enumerate(names)} | of_each
+
+
+def _one_output(scores: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """One number a row, `(rows,)`: of two classes the second one's score, of more of them the class decided on."""
+    if len(names) == 2:
+        return {"prediction": _named(_positive(scores), names), f"score_{names[1]}": scores}
+    decided = np.zeros(len(scores)) if len(names) == 1 else scores
+    if not np.isin(decided, np.arange(len(names))).all():
+        raise TrainingError(
+            f"the model's predictions are one number a row, wanted {len(names)} scores, or the number of a class from 0"
+            f" to {len(names) - 1}; correct what `test_step` returns"
+        )
+    return {"prediction": _named(decided, names)} | ({f"score_{names[0]}": scores} if len(names) == 1 else {})
 
 
 def to_parquet(table: pd.DataFrame) -> bytes:
-    """The table as Parquet; the same bytes for the same table."""
+    """The table as Parquet; the same bytes for the same table. Keys of several kinds become text."""
+    mixed = table["key"].map(type).nunique() > 1
     buffer = io.BytesIO()
-    table.to_parquet(buffer, engine="pyarrow", index=False)
+    (table.astype({"key": str}) if mixed else table).to_parquet(buffer, engine="pyarrow", index=False)
     return buffer.getvalue()
 
 

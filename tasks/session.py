@@ -18,6 +18,9 @@ from bitfount_model.errors import BitfountError, DataError, StorageError, Traini
 from tasks.job import LocalJob, check_job, splitter_of
 from tasks.store import Manifest, Store, local_path, read_file, read_manifest
 
+MODEL_FILE = "model.py"
+"""The model's source among a job's artifacts."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -63,24 +66,26 @@ def open_session(store: Store, data: Mapping[str, Any] | None = None) -> Session
     manifest = require(store, "initialise")
     job = check_job(json.loads(read_file(store, manifest, "job")))
     source = source_from_config(job.data if data is None else data)
-    model = build_model(job, store, manifest)
+    with user_code(store, job):
+        model = build_model(job, store, manifest)
+        if data is None:
+            model.initialise_model(source, splitter_of(job))
+        else:
+            model.initialise_model(data_splitter=splitter_of(job))
     if data is None:
-        model.initialise_model(source, splitter_of(job))
         found = digest(model.read(source))
         if found != manifest.values["data_digest"]:
             raise DataError(
                 f"the rows of {source!r} have changed since the job {manifest.values['job_id']} began: their digest is"
                 f" {found[:12]}…, it was {manifest.values['data_digest'][:12]}…. Start a new job for the new rows."
             )
-    else:
-        model.initialise_model(data_splitter=splitter_of(job))
     return Session(job, store, manifest, source, model)
 
 
 def build_model(job: LocalJob, store: Store, manifest: Manifest) -> PyTorchBitfountModel:
     """The job's model, built from the source that the job keeps."""
     read_file(store, manifest, "model")
-    model = reference_to(local_path(store, manifest.files["model"].name), job).build(
+    model = reference_to(local_path(store, MODEL_FILE), job).build(
         datastructure=DataStructure(**job.datastructure),
         schema=BitfountSchema.loads(read_file(store, manifest, "schema").decode()),
         **training_arguments(job),
@@ -114,29 +119,25 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def user_code(session: Session) -> Iterator[None]:
+def user_code(store: Store, job: LocalJob) -> Iterator[None]:
     """What the user's own code raises ends as one error that names the line in the model file.
 
     Raises:
-        TrainingError: from anything that is neither ours nor the operating system's.
+        TrainingError: from anything that is not ours; a step is retried where the cause is worth it.
     """
     try:
         yield
-    except (BitfountError, OSError, MemoryError):
+    except (BitfountError, MemoryError):
         raise
-    except Exception as error:
-        raise TrainingError(f"{type(session.model).__name__} failed{_place(session, error)}: {_text(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise TrainingError(f"the model failed{_place(store, job, error)}: {type(error).__name__}: {error}") from error
 
 
-def _place(session: Session, error: BaseException) -> str:
+def _place(store: Store, job: LocalJob, error: BaseException) -> str:
     """The innermost line of the model file in the traceback."""
-    path = str(local_path(session.store, session.manifest.files["model"].name))
+    path = str(local_path(store, MODEL_FILE))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if not frames:
         return ""
-    original = session.job.model.get("file") or session.job.model["reference"]
+    original = job.model.get("file") or job.model["reference"]
     return f" in {frames[-1].name} ({original}, line {frames[-1].lineno}: {frames[-1].line})"
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,17 @@ def test_importing_the_library_loads_neither_prefect_nor_mlflow() -> None:
     loaded = set(json.loads(result.stdout))
     assert "bitfount_model" in loaded
     assert not loaded & {"prefect", "mlflow", "tasks", "flows"}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
+    declared = {re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-") for requirement in named}
+    distributions = packages_distributions()
+    packages = {module.partition(".")[0] for path in FILES for module, _ in imported(path)}
+    undeclared = {
+        name
+        for name in packages - set(sys.stdlib_module_names) - set(ROOMS)
+        if not declared & {owner.lower().replace("_", "-") for owner in distributions.get(name, [name])}
+    }
+    assert undeclared == set()

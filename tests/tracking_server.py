@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from tasks.mlflow_client import quiet_mlflow_environment
 
@@ -26,6 +27,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[Any]) -> bool:
+    """Waits for a server; False where its process ended, or it took too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            threading.Event().wait(0.1)
+    return False
 
 
 class TrackingServer:
@@ -53,19 +66,8 @@ class TrackingServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-3000:])
-            threading.Event().wait(0.1)
-
-    def answers(self) -> bool:
-        """Whether it is up."""
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        if not wait_until_it_answers(f"{self.uri}/health", self.process):
+            raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-3000:])
 
     def stop(self) -> None:
         """Ends it and its workers at once, as a crash would."""

@@ -19,6 +19,7 @@ from bitfount_model.data.sources import (
     source_from_config,
 )
 from bitfount_model.data.splitters import DatasetSplitter, PercentageSplitter, SplitterDefinedInData
+from bitfount_model.data.sql_source import literal_secrets
 
 __all__ = [
     "BaseLoader",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_support",
     "encode_target",
     "fit_preparation",
+    "literal_secrets",
     "make_loaders",
     "make_prediction_loader",
     "source_from_config",

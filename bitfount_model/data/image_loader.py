@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,7 @@ class ImageDataLoader(BaseLoader):
             sampler=batches,
             batch_size=None,
             num_workers=self.num_workers,
+            multiprocessing_context=worker_context() if self.num_workers else None,
             generator=torch.Generator().manual_seed(0),  # else torch would draw from the global one
         )
         for rows, images in zip(batches, loaded, strict=True):
@@ -112,6 +114,19 @@ class ImageDataLoader(BaseLoader):
             key = row if self.keys is None else self.keys[row]
             raise DataError(f"image column {column!r}, row {key!r}: {error}") from error
         return image
+
+
+def worker_context() -> Any:
+    """How worker processes start: from a process of their own that has imported this module and runs no threads.
+
+    A worker that is forked from a process with threads inherits their locks and exit handlers and may hang or fail; Python itself
+    forks no longer by default from 3.14 on. The price is some seconds at the first epoch.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Images(Dataset[Any]):

@@ -91,12 +91,20 @@ def _category_order(value: Any) -> tuple[int, Any]:
 
 
 def describe_column(name: str, values: pd.Series[Any], forced: SemanticType | None) -> Column:
+    """What a schema says of a column.
+
+    Args:
+        name: the column's.
+        values: all of them.
+        forced: the type that it has whatever it looks like; None infers it.
+    """
     kind = forced or infer_semantic_type(values)
     categories = _categories(name, values) if kind is SemanticType.CATEGORICAL else ()
     return Column(name=name, semantic_type=kind, dtype=str(values.dtype), categories=categories)
 
 
 def infer_semantic_type(values: pd.Series[Any]) -> SemanticType:
+    """The semantic type that a column's dtype, and of text the number of distinct values, speak for."""
     types = pd.api.types
     if types.is_bool_dtype(values.dtype):
         return SemanticType.CATEGORICAL

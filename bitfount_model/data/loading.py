@@ -111,7 +111,6 @@ def make_loaders(
             part=part,
             seed=seed,
             required=True,
-            keyed=_has_keys(frame),
             num_workers=num_workers,
         )
 
@@ -182,7 +181,6 @@ def make_prediction_loader(
         part=DataSplit.TEST,
         seed=None,
         required=require_target,
-        keyed=_has_keys(frame),
         num_workers=num_workers,
     )
 
@@ -198,7 +196,6 @@ def _loader(
     part: DataSplit,
     seed: int | None,
     required: bool,
-    keyed: bool,
     num_workers: int,
 ) -> BaseLoader:
     """A loader of all rows of a table."""
@@ -206,7 +203,7 @@ def _loader(
     features = torch.from_numpy(encode_features(frame, columns, preparation))
     support = torch.from_numpy(encode_support(frame, datastructure, required))
     targets = torch.from_numpy(encode_target(frame, schema, datastructure, problem, required))
-    keys = frame.index.tolist() if keyed else None
+    keys = frame.index.tolist()
     shuffle = part is DataSplit.TRAIN
     if not columns.images:
         return TabularDataLoader(features, support, targets, keys, batch_size, shuffle, seed)
@@ -234,11 +231,6 @@ def _paths(frame: pd.DataFrame, name: str) -> list[Any]:
             "rows out"
         )
     return column.tolist()
-
-
-def _has_keys(frame: pd.DataFrame) -> bool:
-    """Whether the rows have keys; a table whose rows are only numbered has none."""
-    return not isinstance(frame.index, pd.RangeIndex)
 
 
 def _stratification(frame: pd.DataFrame, splitter: DatasetSplitter, datastructure: DataStructure) -> np.ndarray | None:

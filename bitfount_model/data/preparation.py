@@ -81,7 +81,7 @@ def fit_preparation(frame: pd.DataFrame, schema: BitfountSchema, datastructure: 
     """
     columns = datastructure.feature_columns(schema)
     return Preparation(
-        continuous={name: _mean_and_scale(_numbers(frame, name)) for name in columns.continuous},
+        continuous={name: _mean_and_scale(column_numbers(frame, name)) for name in columns.continuous},
         categorical={name: schema.column(name).categories for name in columns.categorical},
         encoding=datastructure.categorical_encoding,
         normalise=datastructure.normalise,
@@ -150,19 +150,21 @@ def encode_target(
         and for several labels (multilabel), else int64 class numbers.
 
     Raises:
-        DataError: a missing value, a class that the schema does not know, or a target of the wrong kind.
+        DataError: a missing value, a class that the schema does not know, a label that is neither 0 nor 1, or a target of the
+            wrong kind.
         SchemaMismatchError: a target column is not in the table.
     """
     as_float = problem in (Problem.REGRESSION, Problem.MULTILABEL)
     dtype = np.float32 if as_float else np.int64
     encoded = []
     for name in datastructure.targets:
-        if name not in frame.columns and not required:
+        if not required and (name not in frame.columns or problem is Problem.MULTILABEL):
             encoded.append(np.zeros(len(frame), dtype=dtype))
             continue
         column = schema.column(name)
         if column.semantic_type is SemanticType.CATEGORICAL and problem is not Problem.REGRESSION:
-            encoded.append(_class_numbers(frame, column, required).astype(dtype))
+            numbers = _class_numbers(frame, column, required)
+            encoded.append((_present(column)[numbers] if problem is Problem.MULTILABEL else numbers).astype(dtype))
         elif as_float:
             encoded.append(_target_numbers(frame, name, required))
         else:
@@ -193,11 +195,11 @@ def encode_support(frame: pd.DataFrame, datastructure: DataStructure, required: 
     support = np.tile(np.array([1.0, -1.0], dtype=np.float32), (len(frame), 1))
     weights, classes = datastructure.loss_weights_col, datastructure.ignore_classes_col
     if weights is not None and (required or weights in frame.columns):
-        numbers = _numbers(frame, weights)
+        numbers = column_numbers(frame, weights)
         _refuse_rows(frame, ~(numbers >= 0), f"loss weights {weights!r}", "missing or negative", "0 or more")
         support[:, 0] = numbers
     if classes is not None and (required or classes in frame.columns):
-        numbers = _numbers(frame, classes)
+        numbers = column_numbers(frame, classes)
         support[:, 1] = np.where(np.isnan(numbers), -1.0, numbers)
     return support
 
@@ -208,8 +210,20 @@ def _series(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
     return frame[name]
 
 
-def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """One column as float64 `(rows,)`: NaN where missing, times as seconds since the epoch."""
+def column_numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """One continuous column as numbers.
+
+    Args:
+        frame: the rows.
+        name: the column's.
+
+    Returns:
+        float64 `(rows,)`: NaN where missing, times as seconds since the epoch.
+
+    Raises:
+        DataError: something in it is no number, or infinite.
+        SchemaMismatchError: it is not in the table.
+    """
     values = _series(frame, name)
     types = pd.api.types
     if types.is_datetime64_any_dtype(values.dtype) or types.is_timedelta64_dtype(values.dtype):
@@ -255,7 +269,7 @@ def _mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
 
 
 def _prepared(frame: pd.DataFrame, name: str, mean: float, scale: float, normalise: bool) -> np.ndarray:
-    numbers = _numbers(frame, name)
+    numbers = column_numbers(frame, name)
     filled = np.where(np.isnan(numbers), mean, numbers)
     with np.errstate(over="ignore"):
         prepared = ((filled - mean) / scale if normalise else filled).astype(np.float32)
@@ -278,8 +292,24 @@ def _class_numbers(frame: pd.DataFrame, column: Column, required: bool) -> np.nd
     return codes
 
 
+def _present(column: Column) -> np.ndarray:
+    """Whether a label is there, 0 or 1, by the number of its category.
+
+    Of 0 and 1 (or False and True) a column may hold one alone: a label may be there in all rows, or in none. Of two other
+    values the later one in the schema's order is the label.
+    """
+    if all(category in (0, 1) for category in column.categories):
+        return np.array([int(category) for category in column.categories], dtype=np.int64)
+    if len(column.categories) == 2:
+        return np.array([0, 1], dtype=np.int64)
+    raise DataError(
+        f"label {column.name!r} has the values {list(column.categories[:20])}, wanted two, such as 0 and 1; make a column of 0 and"
+        " 1 of each value that is a label"
+    )
+
+
 def _target_numbers(frame: pd.DataFrame, name: str, required: bool) -> np.ndarray:
-    numbers = _numbers(frame, name)
+    numbers = column_numbers(frame, name)
     if not required:
         numbers = np.nan_to_num(numbers)
     _refuse_rows(frame, np.isnan(numbers), f"target {name!r}", "missing", "a number for every row")

@@ -73,9 +73,9 @@ class CSVSource(BaseSource):
             frame: pd.DataFrame = pd.read_csv(self.path, **{**exact, **self.read_csv_kwargs})
         except pd.errors.EmptyDataError as error:
             raise DataSourceError(f"{self.path}: the file is empty, wanted at least a header line") from error
-        except (UnicodeError, pd.errors.ParserError, ValueError, OSError) as error:
+        except (pd.errors.ParserError, ValueError, TypeError, LookupError, OSError) as error:
             raise DataSourceError(
-                f"{self.path}: cannot be read as CSV: {error}; correct the file, or say how it is written "
+                f"{self.path}: cannot be read as CSV: {str(error).strip()}; correct the file, or say how it is written "
                 "with read_csv_kwargs (sep, encoding, ...)"
             ) from error
         if "index_col" not in self.read_csv_kwargs and not isinstance(frame.index, pd.RangeIndex):
@@ -184,21 +184,27 @@ def source_from_config(config: Mapping[str, Any]) -> BaseSource:
 
     Args:
         config: one of `{"csv": path}`, `{"parquet": path}`, `{"sql": {"url": ..., "query" or "table": ...}}`,
-            `{"sklearn": name}`, with `"key"` beside it where a column holds the rows' keys.
+            `{"sklearn": name}`, with `"key"` beside it where a column holds the rows' keys, and beside a CSV file
+            `"read_csv_kwargs"` where it is written otherwise than usual.
 
     Raises:
         ConfigurationError: not exactly one kind, or unknown entries; the message lists all problems.
         DataSourceError: the source itself refuses its arguments.
     """
     kinds = [name for name in config if name in _KINDS]
-    problems = [f"unknown entry {name!r}" for name in config if name not in _KINDS and name != "key"]
+    problems = [f"unknown entry {name!r}" for name in config if name not in (*_KINDS, "key", "read_csv_kwargs")]
     if len(kinds) != 1:
         problems.append(f"found {kinds or 'no kind of source'}, wanted exactly one of {sorted(_KINDS)}")
     key = config.get("key")
     if key is not None and not isinstance(key, str):
         problems.append(f"key is {key!r}, wanted a column's name")
+    options = config.get("read_csv_kwargs")
+    if options is not None and (kinds != ["csv"] or not isinstance(options, Mapping)):
+        problems.append(f"read_csv_kwargs is {options!r}, wanted an object, beside csv alone")
     if problems:
         raise ConfigurationError("datasource: " + "; ".join(problems))
+    if kinds == ["csv"]:
+        return CSVSource(_path(config["csv"]), key, options)
     return _KINDS[kinds[0]](config[kinds[0]], key)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "credential")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class SQLSource(BaseSource):
@@ -31,7 +34,8 @@ class SQLSource(BaseSource):
     comes in the order it asks for, so it needs ORDER BY where the same split is wanted every time.
 
     Args:
-        url: as SQLAlchemy writes it, such as `postgresql://reader:secret@host/name` or `sqlite:////data/rows.db`.
+        url: as SQLAlchemy writes it, such as `postgresql://reader:${ROWS_PASSWORD}@host/name` or `sqlite:////data/rows.db`.
+            `${NAME}` stands for an environment variable, which is looked up when the source is read and kept nowhere.
         query: the rows, as one SELECT.
         table: the rows, as the name of a table or view, with its schema before a dot where it needs one.
         key: the column that becomes the index.
@@ -62,7 +66,7 @@ class SQLSource(BaseSource):
             raise DataSourceError(f"{self!r}: query and table are both asked for, wanted one of them")
         if table is None and query is None:
             table, query = self.table, self.query
-        with _reading(self._url) as connection:
+        with _reading(_resolved(self._url)) as connection:
             statement = query if query is not None else _select(connection, table, repr(self))
             frame = _rows(connection, statement, repr(self))
         if self.key is None or self.key not in frame.columns or not frame[self.key].is_unique:
@@ -168,21 +172,70 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
 
 
-def _secrets(url: URL) -> list[str]:
-    hidden = [
-        value if isinstance(value, str) else " ".join(value)
-        for name, value in url.query.items()
-        if any(word in name.lower() for word in _SECRET_WORDS)
-    ]
-    return [text for text in (str(url.password or ""), *hidden) if text]
+def literal_secrets(url: str) -> list[str]:
+    """Which parts of a URL hold a secret as it is, rather than the name of an environment variable, `${NAME}`.
+
+    Args:
+        url: as `SQLSource` takes it.
+
+    Returns:
+        "password", and the names of query arguments.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    return [name for name, secret in _secrets(_parsed(url)).items() if not _VARIABLE.fullmatch(secret)]
+
+
+def _resolved(url: URL) -> URL:
+    """The URL with the values of the environment variables that it names.
+
+    Raises:
+        ConfigurationError: one of them is not set.
+    """
+
+    def filled(text: str) -> str:
+        return _VARIABLE.sub(lambda found: _variable(found[1], url), text)
+
+    return url.set(
+        username=filled(url.username or "") or None,
+        password=filled(str(url.password or "")) or None,
+        host=filled(url.host or "") or None,
+        database=filled(url.database or "") or None,
+        query={
+            name: filled(value) if isinstance(value, str) else tuple(filled(text) for text in value)
+            for name, value in url.query.items()
+        },
+    )
+
+
+def _variable(name: str, url: URL) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise ConfigurationError(f"{_masked(url)}: the environment variable {name} is not set; set it and start again")
+    return value
+
+
+def _secrets(url: URL) -> dict[str, str]:
+    """Name of a part -> its secret."""
+    hidden = {name: _one(value) for name, value in url.query.items() if _is_secret(name)}
+    return {name: text for name, text in {"password": str(url.password or ""), **hidden}.items() if text}
+
+
+def _one(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name.lower() for word in _SECRET_WORDS)
 
 
 def _masked(url: URL) -> str:
-    names = [name for name in url.query if any(word in name.lower() for word in _SECRET_WORDS)]
+    names = [name for name in url.query if _is_secret(name)]
     return url.update_query_dict(dict.fromkeys(names, "***")).render_as_string(hide_password=True)
 
 
 def _without_secrets(text: str, url: URL) -> str:
-    for secret in _secrets(url):
+    for secret in _secrets(url).values():
         text = text.replace(secret, "***")
     return text.strip()

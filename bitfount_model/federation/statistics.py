@@ -28,7 +28,7 @@ from marshmallow import Schema, ValidationError, fields, post_load, validate
 
 from bitfount_model.arguments import check_positive
 from bitfount_model.data.datastructure import DataStructure
-from bitfount_model.data.preparation import Preparation, fit_preparation
+from bitfount_model.data.preparation import Preparation, column_numbers
 from bitfount_model.data.schema import BitfountSchema
 from bitfount_model.errors import ConfigurationError, DataError, SerializationError
 from bitfount_model.types import JSON
@@ -107,7 +107,7 @@ def pod_statistics(
     """What one pod sends of its training rows.
 
     Args:
-        frame: the training rows; left as they are.
+        frame: the training rows, with the columns that the datastructure's transforms add; left as they are.
         schema: the common one, as `merge_schemas` gives it.
         datastructure: says which columns are features.
         min_rows: the fewest values of a column that statistics are sent of, at least 1. A column without any values is
@@ -123,8 +123,8 @@ def pod_statistics(
         ConfigurationError: `min_rows` is not an integer of at least 1.
     """
     check_positive("min_rows", min_rows)
-    names = fit_preparation(frame, schema, datastructure).continuous  # refuses values that are no finite numbers
-    columns = {name: Moments.of(_numbers(frame[name])) for name in names}
+    names = datastructure.feature_columns(schema).continuous
+    columns = {name: Moments.of(column_numbers(frame, name)) for name in names}
     few = [f"{name!r} ({moments.count})" for name, moments in columns.items() if 0 < moments.count < min_rows]
     if columns and (few or len(frame) < min_rows):
         raise DataError(
@@ -174,15 +174,6 @@ def merge_statistics(
         encoding=datastructure.categorical_encoding,
         normalise=datastructure.normalise,
     )
-
-
-def _numbers(values: pd.Series[Any]) -> np.ndarray:
-    """A column that `fit_preparation` accepts, as the numbers it sees there: NaN where missing, times in seconds."""
-    plain = values.dt.tz_convert(None) if isinstance(values.dtype, pd.DatetimeTZDtype) else values
-    if plain.dtype.kind in "mM":
-        nanoseconds = plain.to_numpy().astype(f"{plain.dtype.kind}8[ns]")
-        return np.where(np.isnat(nanoseconds), np.nan, nanoseconds.astype(np.int64) / 1e9)
-    return np.asarray(pd.to_numeric(plain).to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def _mean_and_scale(name: str, parts: Iterable[Moments]) -> tuple[float, float]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
 from flows.console import RunView
+from tests.tracking_server import free_port, wait_until_it_answers
 
 RECORD = {"epoch": 2, "epochs": 4, "rows": 10, "train_loss": 0.5, "val_stats": {"AUC": 0.75}}
 
@@ -65,3 +69,26 @@ def test_on_a_terminal_the_view_shows_epochs_metrics_and_the_time_left() -> None
     assert "epoch 2/4" in shown
     assert "AUC 0.7500" in shown
     assert "left" in shown
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_ui_answers_on_loopback_and_leaves_no_process_behind(home: Path, ending: signal.Signals) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "flows.cli", "ui", "--home", str(home), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ui:
+        assert wait_until_it_answers(f"http://127.0.0.1:{port}/health", ui)
+        children = psutil.Process(ui.pid).children(recursive=True)
+        ui.send_signal(ending)
+        said = ui.communicate(timeout=60)[0]
+    assert ui.returncode == 0
+    assert children
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert "Warning" not in said
+    assert "INFO" not in said
+
+
+def test_the_ui_without_runs_says_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.cli", "ui", "--home", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "train a job first" in ended.stderr

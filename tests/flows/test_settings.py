@@ -105,3 +105,50 @@ def test_a_source_on_the_command_line_is_a_file_or_yaml(tmp_path: Path) -> None:
     for wrong in ("a.xlsx", "[1]", "{cvs: a}", "{: "):
         with pytest.raises(ConfigurationError, match="--data"):
             read_source(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TEXT.replace("file: model.py", "file: model.py\n  hyperparameters: {since: 2020-01-01}"), "quotes"),
+        (TEXT.replace("name: tumours", "name: 2020-13-45"), "month must be in"),
+        (TEXT.replace("file: model.py", "file: model.py\n  hyperparameters: {epochs: 5}"), "epochs: belongs to"),
+        (TEXT.replace("epochs: 3", "epochs: 3\n  threads: 100000"), "job.yaml:11: training.threads"),
+        (TEXT + "metrics: []\n", "job.yaml:11: metrics"),
+        (TEXT + "schema:\n  types: {categorical: [a], text: [a]}\n", "columns ['a'] are named more than once"),
+        (TEXT + "schema:\n  file: s.yaml\n  types: {text: [a]}\n", "one of file and types"),
+        (TEXT.replace("csv: rows.csv", "sql: {url: 'sqlite:///r.db', tabel: t}"), "did you mean 'table'?"),
+        (TEXT.replace("csv: rows.csv", "sql: {url: nonsense}"), "the URL cannot be read"),
+        (TEXT.replace("csv: rows.csv", "csv: rows.csv\n  read_csv_kwargs: {engine: c}"), "Must be one of: comment"),
+        (TEXT.replace("csv: rows.csv", "parquet: r\n  read_csv_kwargs: {sep: ;}"), "only a csv source"),
+    ],
+)
+def test_what_could_never_run_is_refused_at_once(write: Callable[[str], Path], text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_job(write(text))
+    assert said in str(caught.value)
+
+
+def test_problems_come_in_the_order_of_their_lines(write: Callable[[str], Path]) -> None:
+    text = "name: []\n" + TEXT.removeprefix("name: tumours\n") + "metrics: 1\nexperiment: []\nfoo: 1\n"
+    with pytest.raises(ConfigurationError) as caught:
+        read_job(write(text))
+    lines = [int(line.split(":")[1]) for line in str(caught.value).splitlines()[1:]]
+    assert lines == [1, 11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"), [("sqlite:///rows.db", True), ("sqlite:////rows.db", False), ("sqlite:///:memory:", False)]
+)
+def test_a_sqlite_file_is_relative_to_the_job_file_too(
+    write: Callable[[str], Path], tmp_path: Path, url: str, folder: bool
+) -> None:
+    job = read_job(write(TEXT.replace("csv: rows.csv", f"sql: {{url: '{url}', table: t}}")))
+    assert job.data["sql"]["url"] == (f"sqlite:///{tmp_path}/rows.db" if folder else url)
+
+
+def test_a_source_that_is_refused_is_not_repeated_as_it_may_hold_a_password() -> None:
+    for text in ("{sql: {url: 'postgresql://me:hunter2@host/db', table: t}}", "postgresql://me:hunter2@host/db"):
+        with pytest.raises(ConfigurationError, match="--data") as caught:
+            read_source(text)
+        assert "hunter2" not in str(caught.value)

@@ -194,3 +194,37 @@ def test_an_unknown_job_id_lists_those_that_are_there(main: Main, tmp_path: Path
         CONFIGURATION,
         "'x'",
     )
+
+
+def test_rows_to_predict_that_are_not_there_are_missed_before_training(main: Main, job_file: Write, home: Path) -> None:
+    ended = main(["train", job_file(predict={"data": {"csv": "later.csv"}}), "--home", home])
+    check(ended, DATA, "later.csv", "does not exist")
+    assert steps_of(home) == []
+
+
+def test_a_prefect_server_of_the_users_that_is_away(
+    main: Main, job_file: Write, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    ended = main(["train", job_file(), "--home", home])
+    check(ended, STORAGE, "Prefect at http://127.0.0.1:9/api", "PREFECT_API_URL")
+    assert steps_of(home) == []
+
+
+def test_a_home_whose_path_no_sqlite_url_can_hold(main: Main, job_file: Write, tmp_path: Path) -> None:
+    ended = main(["train", job_file(), "--home", tmp_path / "what?"])
+    assert ended.code == CONFIGURATION
+    assert "the path holds a '?'" in ended.err
+
+
+def test_predictions_without_a_file_name(main: Main, home: Path) -> None:
+    ended = main(["predict", "--job-id", "one", "--data", "x.csv", "--out", "", "--home", home])
+    assert ended.code == CONFIGURATION
+    assert "not the name of a file" in ended.err
+
+
+def test_a_kept_job_that_was_changed_by_hand(main: Main, job_file: Write, home: Path) -> None:
+    (home / "jobs" / "one").mkdir(parents=True)
+    (home / "jobs" / "one" / "job.json").write_text("{")
+    ended = main(["train", job_file(), "--home", home, "--job-id", "one"])
+    check(ended, STORAGE, "job.json", "not what a job wrote")

@@ -124,7 +124,7 @@ def where(sqlite_uri: str, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def server(mlflow_server: TrackingServer) -> Iterator[TrackingServer]:
-    if not mlflow_server.answers():
+    if mlflow_server.process is None:
         mlflow_server.start()
     yield mlflow_server
 

@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bitfount_model.data import (
     BitfountSchema,
+    DataFrameSource,
     DatasetSplitter,
     DataStructure,
     Loaders,
@@ -159,9 +160,18 @@ def test_one_row_is_enough_to_train() -> None:
     assert next(iter(loaders.train))[0][0].tolist() == [[0.0, 0.0]]
 
 
-def test_rows_that_are_only_numbered_have_no_keys() -> None:
-    assert loaded(table().reset_index(drop=True)).train.keys is None
-    assert loaded(table()).train.keys is not None
+def test_rows_without_keys_are_known_by_their_number_in_the_table() -> None:
+    frame = table().reset_index(drop=True)
+    test = loaded(frame).test
+    assert test is not None and test.keys is not None
+    assert torch.cat([y for _, y in test]).tolist() == frame.loc[test.keys, "t"].tolist()
+
+
+def test_keys_that_happen_to_be_consecutive_numbers_are_kept() -> None:
+    frame = pd.DataFrame({"id": range(1000, 1100), "x": np.arange(100.0), "t": [0, 1] * 50})
+    test = loaded(DataFrameSource(frame, key="id").read()).test
+    assert test is not None and test.keys is not None
+    assert min(test.keys) >= 1000
 
 
 def test_keys_stand_in_the_order_of_the_rows() -> None:

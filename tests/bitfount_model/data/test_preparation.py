@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -293,6 +294,32 @@ def test_rows_to_predict_need_no_target() -> None:
         assert found.dtype == np.int64 and found.tolist() == [0, 0]
         assert encode_target(frame, schema, two, Problem.MULTILABEL, required=False).shape == (2, 2)
     assert encode_target(train, schema, DataStructure(), Problem.REGRESSION).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([0, 1, 1], [0, 1, 1]),
+        ([1, 1, 1], [1, 1, 1]),
+        ([False, False, False], [0, 0, 0]),
+        (["no", "yes", "no"], [0, 1, 0]),
+    ],
+)
+def test_a_label_may_be_there_in_all_rows_or_in_none(values: list[Any], wanted: list[int]) -> None:
+    frame = pd.DataFrame({"a": values, "b": [0, 1, 0]})
+    schema = schema_of(frame, categorical=["a", "b"])
+    found = encode_target(frame, schema, DataStructure(target=["a", "b"]), Problem.MULTILABEL)
+    assert found.dtype == np.float32
+    assert found[:, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize("values", [["x", "x", "x"], [0, 1, 2]])
+def test_a_label_of_other_than_two_values_is_refused(values: list[Any]) -> None:
+    frame = pd.DataFrame({"a": values, "b": [0, 1, 0]})
+    with pytest.raises(DataError, match="label 'a'"):
+        encode_target(
+            frame, schema_of(frame, categorical=["a", "b"]), DataStructure(target=["a", "b"]), Problem.MULTILABEL
+        )
 
 
 def test_support_is_weight_and_ignored_class() -> None:

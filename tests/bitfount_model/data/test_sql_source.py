@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sqlalchemy import URL, create_engine, text
 
-from bitfount_model.data import SQLSource, digest, source_from_config
+from bitfount_model.data import SQLSource, digest, literal_secrets, source_from_config
 from bitfount_model.errors import ConfigurationError, DataSourceError
 
 SCRIPT = [
@@ -226,3 +226,43 @@ def test_a_configuration_describes_a_database(url: str) -> None:
         source_from_config({"sql": url})
     with pytest.raises(ConfigurationError, match="wanted an object with url"):
         source_from_config({"sql": {"url": url, "tabel": "patients"}})
+
+
+def test_a_password_from_the_environment_opens_the_database_and_is_kept_nowhere(
+    postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROWS_PASSWORD", str(postgres_url.password))
+    secret_free = postgres_url.set(password="${ROWS_PASSWORD}").render_as_string(hide_password=False)
+    secret_free = secret_free.replace("%24%7BROWS_PASSWORD%7D", "${ROWS_PASSWORD}")
+    source = SQLSource(secret_free, query="SELECT 1 AS one")
+    assert source.read()["one"].tolist() == [1]
+    kept = str(vars(source)) + repr(source) + str(source.describe())
+    assert str(postgres_url.password) not in kept or not postgres_url.password
+
+
+def test_variables_are_looked_up_when_the_source_is_read_and_may_hold_any_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite3.connect(tmp_path / "ro ws@1.db") as connection:
+        connection.execute("CREATE TABLE numbers (n INTEGER)")
+    connection.close()
+    source = SQLSource("sqlite:///${ROWS_FOLDER}/${ROWS_FILE}.db", table="numbers")
+    with pytest.raises(ConfigurationError, match="variable ROWS_FOLDER is not set"):
+        source.read()
+    monkeypatch.setenv("ROWS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("ROWS_FILE", "ro ws@1")
+    assert list(source.read().columns) == ["n"]
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("postgresql://reader:hunter2@host/db", ["password"]),
+        ("postgresql://reader@host/db?password=hunter2&sslmode=require", ["password"]),
+        ("postgresql://reader@host/db?sslpassword=x${NAME}", ["sslpassword"]),
+        ("postgresql://reader:${NAME}@host/db?sslpassword=${OTHER}", []),
+        ("sqlite:////data/rows.db", []),
+    ],
+)
+def test_secrets_that_stand_in_a_url_are_told_from_names_of_variables(url: str, found: list[str]) -> None:
+    assert literal_secrets(url) == found
