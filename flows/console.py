@@ -114,7 +114,8 @@ def metric_text(record: dict[str, Any]) -> str:
     """The first few numbers of an epoch, in one line."""
     numbers = {} if record["train_loss"] is None else {"loss": record["train_loss"]}
     numbers.update(record["val_stats"])
-    return "  ".join(f"{name} {value:.4f}" for name, value in list(numbers.items())[:4])
+    shown = ((name, "undefined" if value is None else f"{value:.4f}") for name, value in numbers.items())
+    return "  ".join(f"{name} {value}" for name, value in list(shown)[:4])
 
 
 def show_summary(view: RunView, summary: dict[str, Any]) -> None:

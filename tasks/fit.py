@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,7 @@ def train(store: Store) -> Manifest:
         records = model.fit_locally(
             None,
             metrics=validation_metrics(session),
-            report=lambda record: tell("epoch", asdict(record)),
+            report=lambda record: tell("epoch", plain(record)),
             checkpoint=checkpoint,
             callbacks=[BatchProgress()],
         )
@@ -55,16 +56,31 @@ def keep(session: Session, records: list[EpochRecord], seconds: float, checkpoin
     """Writes what training gave, then removes its checkpoint."""
     store, model = session.store, session.model
     weights = store.put("fit/weights.safetensors", to_safetensors(model.get_param_states(), model.preparation))
-    history = store.put("fit/history.json", json.dumps([asdict(record) for record in records], indent=1).encode())
+    epochs = [plain(record) for record in records]
+    history = store.put("fit/history.json", json.dumps(epochs, indent=1, allow_nan=False).encode())
     values = {
         "seconds": round(seconds, 3),
         "epochs_trained": len(records),
-        "val_stats": records[-1].val_stats if records else {},
+        "val_stats": epochs[-1]["val_stats"] if epochs else {},
         "weights_sha256": weights.sha256,
     }
     manifest = write_manifest(store, Manifest("fit", {"weights": weights, "history": history}, values))
     checkpoint.unlink(missing_ok=True)
     return manifest
+
+
+def plain(record: EpochRecord) -> dict[str, Any]:
+    """An epoch's record as JSON, which knows no NaN: a metric that is not defined is None."""
+    return {
+        **asdict(record),
+        "train_loss": finite(record.train_loss),
+        "val_stats": {name: finite(value) for name, value in record.val_stats.items()},
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def validation_metrics(session: Session) -> dict[str, Metric]:

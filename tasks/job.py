@@ -31,19 +31,9 @@ SPLITTERS: Mapping[str, type[DatasetSplitter]] = {
 }
 SOURCES = ("csv", "parquet", "sql", "sklearn")
 CSV_OPTIONS = (
-    *(
-        "comment",
-        "decimal",
-        "encoding",
-        "keep_default_na",
-        "na_values",
-        "quotechar",
-        "sep",
-        "skipinitialspace",
-        "skiprows",
-    ),
+    "comment", "decimal", "encoding", "keep_default_na", "na_values", "quotechar", "sep", "skipinitialspace", "skiprows",
     "thousands",
-)
+)  # fmt: skip
 """Arguments of `pandas.read_csv` that a job may give: how the file is written."""
 OWN_ARGUMENTS = ("datastructure", "schema", "batch_size", "epochs", "steps", "seed", "param_clipping")
 """Arguments of a model's constructor that sections of the job give."""

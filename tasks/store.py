@@ -154,7 +154,7 @@ class Store:
 
 def write_manifest(store: Store, manifest: Manifest) -> Manifest:
     """Marks a step as done: the last thing that it writes."""
-    store.put(manifest_name(manifest.step), json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    store.put(manifest_name(manifest.step), json.dumps(asdict(manifest), indent=1).encode())
     return manifest
 
 
