@@ -116,7 +116,7 @@ def train(
         raise Unreadable(f"cannot read the job file {job_file}: No such file")
     with command(home, as_json=as_json, verbose=verbose) as surroundings:
         from flows import run
-        from flows.console import show_summary
+        from flows.console import program, show_summary
         from flows.settings import read_job
         from flows.workspace import new_job_id
 
@@ -126,7 +126,7 @@ def train(
             summary = run.train(job, job_id, tracking_uri, surroundings)
         except KeyboardInterrupt:
             given = sys.argv[1:] if "--job-id" in sys.argv else [*sys.argv[1:], "--job-id", job_id]
-            again = shlex.join(["bitfount-flows", *given])
+            again = f"{program()} {shlex.join(given)}"
             surroundings.view.say(f"\nstopped; nothing that was finished is lost. Continue with:\n  {again}")
             raise
         show_summary(surroundings.view, summary)

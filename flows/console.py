@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -148,6 +151,14 @@ def show_metrics(view: RunView, name: str, metrics: dict[str, float | None], row
     for metric, value in metrics.items():
         table.add_row(metric, "undefined" if value is None else f"{value:.4f}")
     view.console.print(table)
+
+
+def program() -> str:
+    """How the user's shell finds this program: by its name where it is on the path, else by the file that was started."""
+    if shutil.which("bitfount-flows"):
+        return "bitfount-flows"
+    started = Path(sys.argv[0])
+    return os.path.relpath(started) if started.name == "bitfount-flows" else "python -m flows.cli"
 
 
 def stream_for(as_json: bool) -> TextIO:

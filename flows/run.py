@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitfount_model.errors import ConfigurationError, StorageError
-from flows.console import RunView
+from flows.console import RunView, program
 from flows.environment import prepare
 from flows.prefect_server import PrefectServer, ServerError, require_answer
 from flows.workspace import Workspace, continued, only_once
@@ -135,7 +136,7 @@ def summarise(
 
     recorded, registered = done.get("record"), done.get("register")
     ui = (
-        f"bitfount-flows ui --home {workspace.home}"
+        f"{program()} ui --home {shlex.quote(str(workspace.home))}"
         if tracking_uri is None
         else f"open {without_password(tracking_uri)}"
     )

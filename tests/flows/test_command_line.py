@@ -12,7 +12,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flows.console import RunView
+from flows.console import RunView, program
 from tests.tracking_server import free_port, wait_until_it_answers
 
 RECORD = {"epoch": 2, "epochs": 4, "rows": 10, "train_loss": 0.5, "val_stats": {"AUC": 0.75}}
@@ -92,3 +92,15 @@ def test_the_ui_without_runs_says_what_to_do(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "train a job first" in ended.stderr
+
+
+def test_commands_are_said_as_the_users_shell_finds_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv" / "bin" / "bitfount-flows"), "train"])
+    monkeypatch.setenv("PATH", "")
+    assert program() == ".venv/bin/bitfount-flows"
+    script = tmp_path / "bitfount-flows"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == "bitfount-flows"

@@ -157,7 +157,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_continue(prefect_url: str, job_fil
         rest = process.stdout.read()
         assert process.wait(60) == 130
     assert "Traceback" not in rest
-    assert f"bitfount-flows train {path} --home {home} --job-id one" in rest
+    assert f" train {path} --home {home} --job-id one\n" in rest
     run = MlflowClient(f"sqlite:///{home / 'mlflow.db'}").search_runs(["1"])[0]
     assert run.info.status == "KILLED"
 
