@@ -41,6 +41,9 @@ _IMPLICIT = frozenset({"__name__", "__doc__", "__package__", "__loader__", "__sp
 # Notebooks put these among the builtins.
 _NOTEBOOK_ONLY = frozenset({"get_ipython", "display", "__IPYTHON__", "_"})
 
+CELL = re.compile(r"/|[A-Za-z]:|<(ipython|python)-input")
+"""How notebooks and consoles name their cells: as files that are not there, or by their number."""
+
 
 def module_source(cls: type[Any], extra_imports: Sequence[str] | None = None) -> str:
     """Writes the source of a module that defines a class and runs on its own.
@@ -207,7 +210,8 @@ def _cells(filename: str | None) -> list[tuple[str, str]]:
     return [
         (name, "".join(lines))
         for name, lines in cells.items()
-        if filename is None or session(name) == session(filename)
+        # libraries leave the code that they generate in linecache too, under names of their own
+        if (CELL.match(name) if filename is None else session(name) == session(filename))
     ]
 
 

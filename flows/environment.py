@@ -17,6 +17,9 @@ SERVER = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 
+# No step keeps its result in Prefect; should one ever, then as JSON and not as pickle.
+RESULTS = {"PREFECT_RESULTS_DEFAULT_SERIALIZER": "json"}
+
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -34,6 +37,6 @@ def prepare(home: Path, *, verbose: bool, environment: MutableMapping[str, str] 
     from tasks.mlflow_client import quiet_mlflow_environment
 
     target = os.environ if environment is None else environment
-    wanted = {**SERVER, **quiet_mlflow_environment(), "PREFECT_HOME": str((home / "prefect").resolve())}
+    wanted = {**SERVER, **RESULTS, **quiet_mlflow_environment(), "PREFECT_HOME": str((home / "prefect").resolve())}
     for name, value in {**wanted, **({} if verbose else QUIET)}.items():
         target.setdefault(name, value)

@@ -664,7 +664,9 @@ def test_a_class_without_a_class_statement_is_refused(make: str, imported: Impor
         module_source(cls)
 
 
-def test_a_class_without_a_source_is_refused() -> None:
+def test_a_class_without_a_source_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated = "<attrs generated methods somewhere.Else>"
+    monkeypatch.setitem(linecache.cache, generated, (6, None, ["a = 1\n"], generated))
     space: dict[str, Any] = {"__name__": "nowhere"}
     exec("class Model:\n    def f(self): pass", space)
     with pytest.raises(SourceCodeError, match=r"Model is not to be found.*notebook cell"):
