@@ -74,10 +74,11 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         url = server.wait()
         os.environ["PREFECT_API_URL"] = url
-        from flows.run import settings_for
+        from flows.run import drain, settings_for
 
         with settings_for(url):
             yield url
+            drain()
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         server.stop()
