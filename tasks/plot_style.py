@@ -121,10 +121,11 @@ def png(figure: Figure) -> bytes:
 
 
 def label(text: object, length: int = 24) -> str:
-    """A name as one line of at most that many characters, all of which some font has; others become their numbers."""
+    """A name as one line of at most that many characters that can be seen and some font has; others become their numbers."""
     line = " ".join(str(text).split())
     known = frozenset().union(*(characters(family) for family in families(line)))
-    shown = "".join(letter if ord(letter) in known else f"\\u{ord(letter):04x}" for letter in line)
+    seen = ((letter, letter.isprintable() and ord(letter) in known) for letter in line)
+    shown = "".join(letter if visible else f"\\u{ord(letter):04x}" for letter, visible in seen)
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn import datasets, linear_model, metrics
@@ -222,6 +222,7 @@ def test_any_names_are_drawn(names: list[str]) -> None:
 
 @settings(max_examples=25)
 @given(st.text(min_size=1, max_size=60))
+@example("\xad")
 def test_labels_are_short_and_of_one_line(name: str) -> None:
     shown = label(name)
     assert len(shown) <= 24 and shown.isprintable() | (shown == "")
