@@ -14,6 +14,11 @@
     ├── ParameterError              names, shapes, dtypes or values of parameters do not fit (also a ValueError)
     │   └── WeightsFileError        a weights file is damaged, hostile, too large, or not a weights file
     ├── SerializationError          a dumped object has unknown keys, unknown classes or bad values (also a ValueError)
+    ├── FederationError             modeller and pods do not come together
+    │   ├── QuorumError             fewer pods gave a usable answer than the quorum; says why each of the others did not
+    │   ├── PodError                a pod's step failed; the message is what its owner lets others read
+    │   ├── ModellerGoneError       a pod has waited for its modeller in vain
+    │   └── SupersededError         another session of the same job has taken over
     └── StorageError                the place for artifacts cannot be read or written
         ├── IntegrityError          stored bytes are not those that were written
         └── TrackingError           MLflow cannot be reached, or refuses
@@ -22,6 +27,8 @@ A message names what was found, what was wanted, and what to do about it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class BitfountError(Exception):
@@ -86,6 +93,42 @@ class WeightsFileError(ParameterError):
 
 class SerializationError(BitfountError, ValueError):
     """A dumped object has unknown keys, unknown class names or bad values."""
+
+
+class FederationError(BitfountError):
+    """Modeller and pods do not come together."""
+
+
+class QuorumError(FederationError):
+    """Fewer pods gave a usable answer than the quorum; what was there before stands.
+
+    Attributes:
+        refused: pod -> why its answer was not used.
+    """
+
+    def __init__(self, message: str, refused: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.refused = dict(refused or {})
+
+
+class PodError(FederationError):
+    """A pod's step failed; the message is what its owner lets others read.
+
+    Attributes:
+        transient: whether the same step may succeed in a moment.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class ModellerGoneError(FederationError):
+    """A pod has waited for its modeller in vain."""
+
+
+class SupersededError(FederationError):
+    """Another session of the same job has taken over."""
 
 
 class StorageError(BitfountError):

@@ -150,7 +150,7 @@ class BitfountModelReference:
             **{name: value for name, value in given.items() if value is not None},
         }
         cls = self.model_class()
-        problems = list(_argument_problems(cls, arguments))
+        problems = list(argument_problems(cls, arguments))
         if problems:
             raise ConfigurationError(f"{cls.__name__} cannot be constructed: {'; '.join(problems)}.")
         return cls(**arguments)
@@ -316,7 +316,8 @@ def _refuse_abstract(cls: type[PyTorchBitfountModel], shown: str) -> None:
 # From a class to a model
 
 
-def _argument_problems(cls: type[Any], arguments: Mapping[str, Any]) -> Iterator[str]:
+def argument_problems(cls: type[Any], arguments: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps a class from being constructed with these arguments: names that it does not take, or that it lacks."""
     taken = _constructor_arguments(cls)
     for name in sorted(arguments.keys() - taken):
         close = get_close_matches(name, taken, n=1)

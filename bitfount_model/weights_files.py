@@ -81,13 +81,16 @@ def write_weights(path: str | os.PathLike[str], parameters: Parameters, preparat
 
 
 def read_weights(
-    content: str | os.PathLike[str] | bytes | IO[bytes], expected: Parameters, weights_only: bool, **load_options: Any
+    content: str | os.PathLike[str] | bytes | IO[bytes],
+    expected: Parameters | None,
+    weights_only: bool,
+    **load_options: Any,
 ) -> SavedModel:
     """Reads either kind of file.
 
     Args:
         content: a path, the bytes, or a binary file object.
-        expected: the parameters that the file should fit.
+        expected: the parameters that a safetensors file must fit; None takes any.
         weights_only: False lets torch unpickle anything that the file holds: never for files of others.
         load_options: arguments of `torch.load`, e.g. `map_location` (default: the CPU).
 

@@ -1,12 +1,12 @@
-"""From a YAML file to a checked job: paths resolved, overrides applied, and problems reported with their line."""
+"""From a YAML file to a checked job or pod: paths resolved, overrides applied, and problems reported with their line."""
 
 from __future__ import annotations
 
 import datetime
 import io
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitfount_model.errors import ConfigurationError
+from tasks.federated.job_file import POD_FILES, FederatedJobFile, check_federated_job
+from tasks.federated.pod_file import PodFile, check_pod
 from tasks.job import JobError, LocalJob, check_job, check_source
 
 PATHS = (
@@ -26,15 +28,18 @@ PATHS = (
     ("predict", "data", "csv"),
     ("predict", "data", "parquet"),
 )
-"""Keys that hold a path, relative to the job file."""
+"""Keys that hold a path, relative to the file."""
+
+PLACES = (("store",),)
+"""Keys that hold a folder, relative to the file, or a URL."""
 
 DATABASES = (("data", "sql", "url"), ("predict", "data", "sql", "url"))
 SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:|\$\{)(.+)")
 """A SQLite database by its relative path."""
 
 
-def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob:
-    """Reads and checks a job file.
+def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob | FederatedJobFile:
+    """Reads and checks a job file: a federated job where it names `pods`, else a local one.
 
     Args:
         path: the YAML file.
@@ -43,11 +48,30 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob:
     Raises:
         ConfigurationError: the file cannot be read, is not YAML, or is not a job; all problems are listed, with lines.
     """
-    document = read_yaml(path)
+    document = read_yaml(path, "job file")
     for override in overrides:
         set_key(document, override)
+    with problems_with_lines(path, document):
+        value = resolve_paths(plain(document), path.resolve().parent)
+        return check_federated_job(value) if "pods" in value else check_job(value)
+
+
+def read_pod(path: Path) -> PodFile:
+    """Reads and checks a pod's file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not YAML, or is not a pod; all problems are listed, with lines.
+    """
+    document = read_yaml(path, "pod's file")
+    with problems_with_lines(path, document):
+        return check_pod(resolve_paths(plain(document), path.resolve().parent))
+
+
+@contextmanager
+def problems_with_lines(path: Path, document: CommentedMap) -> Iterator[None]:
+    """Turns a job's problems into one message that names their lines."""
     try:
-        return check_job(resolve_paths(plain(document), path.resolve().parent))
+        yield
     except JobError as error:
         found = sorted((place(document, keys), ".".join(keys) or "job", text) for keys, text in error.problems)
         lines = [f"  {f'{path.name}:{line}' if line else '--set'}: {name}: {text}" for line, name, text in found]
@@ -55,8 +79,12 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob:
         raise ConfigurationError(f"{path} has {count}:\n" + "\n".join(lines)) from error
 
 
-def read_yaml(path: Path) -> CommentedMap:
+def read_yaml(path: Path, what: str) -> CommentedMap:
     """A YAML mapping that remembers its lines.
+
+    Args:
+        path: the file.
+        what: it is, for messages.
 
     Raises:
         ConfigurationError: unreadable, not YAML, or not a mapping.
@@ -65,7 +93,7 @@ def read_yaml(path: Path) -> CommentedMap:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigurationError(f"cannot read the job file {path}: {reason}") from error
+        raise ConfigurationError(f"cannot read the {what} {path}: {reason}") from error
     try:
         document = YAML(typ="rt").load(io.StringIO(text))
     except MarkedYAMLError as error:
@@ -126,6 +154,10 @@ def resolve_paths(value: Any, folder: Path, keys: tuple[str, ...] = ()) -> Any:
         return {key: resolve_paths(below, folder, (*keys, key)) for key, below in value.items()}
     if isinstance(value, str) and keys in PATHS:
         return str(folder / Path(value).expanduser())
+    if isinstance(value, str) and keys in PLACES and "://" not in value:
+        return str(folder / Path(value).expanduser())
+    if isinstance(value, list) and keys == ("pods",):
+        return [str(folder / Path(pod).expanduser()) if str(pod).endswith(POD_FILES) else pod for pod in value]
     if isinstance(value, str) and keys in DATABASES and (found := SQLITE_FILE.fullmatch(value)):
         return f"{found[1]}{folder / found[2]}"
     return value

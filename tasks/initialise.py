@@ -37,7 +37,7 @@ def initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
 
 
 def _initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
-    files = {"job": store.put("job.json", _json(to_json(job))), "model": store.put(MODEL_FILE, _model_source(job))}
+    files = {"job": store.put("job.json", as_json(to_json(job))), "model": store.put(MODEL_FILE, _model_source(job))}
     model_reference = reference_to(local_path(store, MODEL_FILE), job)
     datastructure = DataStructure(**job.datastructure)
     source = source_from_config(job.data)
@@ -56,7 +56,7 @@ def _initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
         model.deserialize(job.training["pretrained_file"])
     states = model.get_param_states()
     files["schema"] = store.put("schema.yaml", schema.dumps().encode())
-    files["datastructure"] = store.put("datastructure.json", _json(dump(datastructure)))
+    files["datastructure"] = store.put("datastructure.json", as_json(dump(datastructure)))
     files["weights"] = store.put("initialise/weights.safetensors", codec.encode(states))
     values = {
         "job_id": job_id,
@@ -138,5 +138,6 @@ def _rows(loader: Any) -> int:
     return 0 if loader is None else int(loader.rows)
 
 
-def _json(value: Any) -> bytes:
+def as_json(value: Any) -> bytes:
+    """A JSON file as people read it; the same bytes for the same value."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()

@@ -263,7 +263,7 @@ def check_job(value: Any) -> LocalJob:
     try:
         loaded = JobSchema().load(value)
     except ValidationError as error:
-        raise JobError(_problems(error.messages, JobSchema())) from error
+        raise JobError(problems_of(error.messages, JobSchema())) from error
     return LocalJob(**loaded)
 
 
@@ -276,7 +276,7 @@ def check_source(value: Any) -> JSON:
     try:
         loaded: JSON = SourceSection().load(value)
     except ValidationError as error:
-        raise JobError(_problems(error.messages, SourceSection())) from error
+        raise JobError(problems_of(error.messages, SourceSection())) from error
     return loaded
 
 
@@ -300,16 +300,16 @@ def splitter_of(job: LocalJob) -> DatasetSplitter:
     return SPLITTERS[kind](**arguments)
 
 
-def _problems(messages: Any, schema: Schema, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
-    """marshmallow's nested messages as a flat list; unknown keys get the nearest known one."""
+def problems_of(messages: Any, schema: Schema, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """marshmallow's nested messages as a flat list of (path, text); unknown keys get the nearest known one."""
     if isinstance(messages, str):
         return [(path, messages)]
     if isinstance(messages, list):
-        return [problem for message in messages for problem in _problems(message, schema, path)]
+        return [problem for message in messages for problem in problems_of(message, schema, path)]
     problems = []
     for key, inner in messages.items():
         if key == "_schema":
-            problems += _problems(inner, schema, path)
+            problems += problems_of(inner, schema, path)
             continue
         if inner == ["Unknown field."]:
             known = [field.data_key or name for name, field in schema.fields.items()]
@@ -319,5 +319,5 @@ def _problems(messages: Any, schema: Schema, path: tuple[str, ...] = ()) -> list
             continue
         field = next((f for n, f in schema.fields.items() if (f.data_key or n) == key), None)
         below = field.schema if isinstance(field, fields.Nested) else schema
-        problems += _problems(inner, below, (*path, str(key)))
+        problems += problems_of(inner, below, (*path, str(key)))
     return problems

@@ -44,11 +44,11 @@ class LiveMetrics:
         manifest = read_manifest(store, "initialise")
         if manifest is None:
             raise ConfigurationError(f"the job in {store.url} has not been initialised: it has no run for metrics")
-        self._store = store
-        self._job_id, self._name = manifest.values["job_id"], manifest.values["name"]
-        self._tracking_uri = tracking_uri
-        self._experiment = experiment
-        self._artifact_root = artifact_root
+        self.store = store
+        self.job_id, self.name = manifest.values["job_id"], manifest.values["name"]
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.artifact_root = artifact_root
         self._pending: list[Mapping[str, Any]] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -95,8 +95,8 @@ class LiveMetrics:
             if not batch:
                 return
             try:
-                client = client or connect(self._tracking_uri)
-                self._log(client, batch)
+                client = client or connect(self.tracking_uri)
+                self.log(client, batch)
             except BitfountError as error:
                 if not told:
                     logger.warning("metrics will appear in MLflow later: %s", error)
@@ -114,8 +114,13 @@ class LiveMetrics:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, timeout=seconds)
 
-    def _log(self, client: MlflowClient, batch: list[Mapping[str, Any]]) -> None:
-        with tracking_errors(self._tracking_uri), recording(self._store):
-            experiment_id = ensure_experiment(client, self._experiment, self._artifact_root)
-            run = ensure_run(client, experiment_id, self._job_id, self._name)
+    def log(self, client: MlflowClient, batch: list[Mapping[str, Any]]) -> None:
+        """Sends some records to MLflow; those that were sent before change nothing.
+
+        Raises:
+            TrackingError: MLflow cannot be reached, or refuses.
+        """
+        with tracking_errors(self.tracking_uri), recording(self.store):
+            experiment_id = ensure_experiment(client, self.experiment, self.artifact_root)
+            run = ensure_run(client, experiment_id, self.job_id, self.name)
             log_points(client, run, [point for record in batch for point in epoch_points(record)])

@@ -210,15 +210,16 @@ def log_points(client: MlflowClient, run: Run, points: Iterable[Point]) -> None:
     MLflow keeps a value once if key, step, value and time are the same. Times are made from the run's start and the
     step, so that a request that was sent twice, or arrives late, changes nothing.
     """
-    from mlflow.entities import Metric
-
     wanted = list(points)
     there = {key: _steps(client, run, key) for key in {point.key for point in wanted}}
-    metrics = [
-        Metric(point.key, point.value, run.info.start_time + point.step, point.step)
-        for point in wanted
-        if point.step not in there[point.key]
-    ]
+    log_points_again(client, run, [point for point in wanted if point.step not in there[point.key]])
+
+
+def log_points_again(client: MlflowClient, run: Run, points: Iterable[Point]) -> None:
+    """Logs values without asking what the run has: for new ones, which may have been sent before a moment ago."""
+    from mlflow.entities import Metric
+
+    metrics = [Metric(point.key, point.value, run.info.start_time + point.step, point.step) for point in points]
     for first in range(0, len(metrics), BATCH):
         client.log_batch(run.info.run_id, metrics=metrics[first : first + BATCH])
 

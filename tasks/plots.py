@@ -90,14 +90,26 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> bytes:
         history: epoch records: `epoch`, `train_loss`, `val_stats`; missing and nan values are gaps.
     """
     epochs = np.array([record["epoch"] for record in history], dtype=np.float64)
-    panels = list(curve_groups(history).items())
+    return curve_panels("Learning curves", "epoch", epochs, curve_groups(history))
+
+
+def curve_panels(title: str, unit: str, steps: np.ndarray, groups: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+    """Curves over steps, one panel for each group.
+
+    Args:
+        title: of the figure.
+        unit: what a step is, e.g. "epoch".
+        steps: `(steps,)`.
+        groups: panel -> name -> values `(steps,)`; nan is a gap.
+    """
+    panels = list(groups.items())
     shown = panels[:MAX_PANELS]
     left = len(panels) - len(shown)
-    count = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
+    count = f"1 {unit}" if len(steps) == 1 else f"{len(steps)} {unit}s"
     note = "last values in brackets" + (f"; {left} more metrics are not shown" if left else "")
-    figure, grid = _grid(len(shown), f"Learning curves over {count}", note)
-    for axes, (title, curves) in zip(grid, shown, strict=True):
-        _draw_curves(axes, title, epochs, curves)
+    figure, grid = _grid(len(shown), f"{title} over {count}", note)
+    for axes, (name, curves) in zip(grid, shown, strict=True):
+        _draw_curves(axes, name, unit, steps, curves)
     return png(figure)
 
 
@@ -125,8 +137,8 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _draw_curves(axes: Axes, title: str, epochs: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
-    dress_axes(axes, title, x="epoch")
+def _draw_curves(axes: Axes, title: str, unit: str, epochs: np.ndarray, curves: Mapping[str, np.ndarray]) -> None:
+    dress_axes(axes, title, x=unit)
     finite = np.concatenate([values[np.isfinite(values)] for values in curves.values()])
     if finite.size == 0:
         say(axes, "no finite values")

@@ -110,7 +110,7 @@ def run_contents(
     last_epoch = history[-1]["epoch"] if history else 0
     points = (
         *(point for record in history for point in epoch_points(record)),
-        *_points(metric_keys("test", tested), tested, last_epoch),
+        *points_of(metric_keys("test", tested), tested, last_epoch),
         *([Point("time/fit_seconds", manifests["fit"].values["seconds"], last_epoch)] if "fit" in manifests else []),
     )
     files = tuple(
@@ -138,12 +138,13 @@ def epoch_points(record: Mapping[str, Any]) -> list[Point]:
         record: `epoch`, `train_loss`, `val_stats`.
     """
     stats = record["val_stats"]
-    return _points({"loss": "train/loss"}, {"loss": record["train_loss"]}, record["epoch"]) + _points(
+    return points_of({"loss": "train/loss"}, {"loss": record["train_loss"]}, record["epoch"]) + points_of(
         metric_keys("validation", stats), stats, record["epoch"]
     )
 
 
-def _points(keys: Mapping[str, str], values: Mapping[str, float | None], step: int) -> list[Point]:
+def points_of(keys: Mapping[str, str], values: Mapping[str, float | None], step: int) -> list[Point]:
+    """One point for each value that is there and finite, under its key."""
     return [
         Point(keys[name], float(value), step)
         for name, value in values.items()
@@ -188,9 +189,9 @@ def params(made: Mapping[str, Any]) -> dict[str, str]:
         "steps": made["steps"],
         "seed": made["seed"],
         **rows,
-        **_flat("hyperparameters", made["hyperparameters"]),
+        **flat("hyperparameters", made["hyperparameters"]),
     }
-    return {valid_key(name): _cut(_text(value), MAX_PARAM) for name, value in named.items() if value is not None}
+    return {valid_key(name): cut(as_text(value), MAX_PARAM) for name, value in named.items() if value is not None}
 
 
 def tags(
@@ -212,7 +213,7 @@ def tags(
         "mlflow.source.type": "JOB",
         "mlflow.note.content": note(store, manifests, reason),
     }
-    return {name: _cut(str(value), MAX_TAG) for name, value in named.items() if value is not None}
+    return {name: cut(str(value), MAX_TAG) for name, value in named.items() if value is not None}
 
 
 def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = None) -> str:
@@ -221,12 +222,12 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
     rows = made["rows"]
     length = f"{made['epochs']} epochs" if made["epochs"] is not None else f"{made['steps']} steps"
     lines = [
-        *([f"**Stopped:** {_inline(reason)}", ""] if reason else []),
+        *([f"**Stopped:** {inline(reason)}", ""] if reason else []),
         f"**Model** `{made['model_class']}`, {made['problem']}, {made['parameters_count']:,} parameters; {length},"
         f" batches of {made['batch_size']}, seed {made['seed']}",
         "",
-        f"**Data** `{_inline(source_name(made['source']))}`: {made['columns']:,} columns, target"
-        f" {_inline(', '.join(made['targets']))}; {rows['train']:,} training, {rows['validation']:,} validation,"
+        f"**Data** `{inline(source_name(made['source']))}`: {made['columns']:,} columns, target"
+        f" {inline(', '.join(made['targets']))}; {rows['train']:,} training, {rows['validation']:,} validation,"
         f" {rows['test']:,} test rows",
         "",
     ]
@@ -236,7 +237,7 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
     tested = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
     if tested["metrics"]:
         lines += [f"**Result** on {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {_cell(name)} | {_figure(value)} |" for name, value in tested["metrics"].items()]
+        lines += [f"| {cell(name)} | {figure(value)} |" for name, value in tested["metrics"].items()]
         lines.append("")
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
     return "\n".join(lines)
@@ -257,7 +258,7 @@ def datasets(store: Store, manifests: Mapping[str, Manifest]) -> tuple[DataSet, 
     local = source["kind"] in ("csv", "parquet")
     return (
         DataSet(
-            name=_cut(source_name(source), 500),
+            name=cut(source_name(source), 500),
             digest=made.values["data_digest"][:DIGEST],
             source_type="local" if local else source["kind"],
             source=json.dumps({"uri": source["path"]} if local else source, ensure_ascii=False),
@@ -289,28 +290,33 @@ def source_name(source: Mapping[str, str]) -> str:
     return source.get("name") or source.get("table") or source.get("query") or source["kind"]
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
+def flat(name: str, value: Any) -> dict[str, Any]:
+    """Nested mappings as one, with dots between the keys."""
     if not isinstance(value, Mapping) or not value:
         return {name: value} if value != {} else {}
-    return {key: inner for part, below in value.items() for key, inner in _flat(f"{name}.{part}", below).items()}
+    return {key: inner for part, below in value.items() for key, inner in flat(f"{name}.{part}", below).items()}
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A parameter as MLflow shows it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A metric for people."""
     return "not defined" if value is None else f"{value:.4g}"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text that a note can hold without breaking its Markdown."""
-    return _cut(" ".join(text.replace("`", "'").split()), 1000)
+    return cut(" ".join(text.replace("`", "'").split()), 1000)
 
 
-def _cell(text: str) -> str:
-    return _inline(text).replace("|", "/")
+def cell(text: str) -> str:
+    """Text that a cell of a Markdown table can hold."""
+    return inline(text).replace("|", "/")
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
+    """The text, shortened where it is too long."""
     return text if len(text) <= length else text[: length - 1] + "…"

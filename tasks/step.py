@@ -17,13 +17,18 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def step(name: str) -> Callable[[Callable[Parameters, Result]], Any]:
+def step(name: str, run_name: str | None = None) -> Callable[[Callable[Parameters, Result]], Any]:
     """Makes a function a step of that name.
+
+    Args:
+        name: of the step.
+        run_name: how one run of it is called in Prefect, with the function's arguments in braces.
 
     The store decides whether a step is done, so Prefect neither caches nor keeps results.
     """
     return task(
         name=name,
+        task_run_name=run_name,
         retries=RETRIES,
         retry_delay_seconds=exponential_backoff(backoff_factor=FIRST_DELAY_SECONDS),
         retry_jitter_factor=0.5,

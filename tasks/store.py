@@ -1,29 +1,77 @@
-"""Where artifacts lie between the steps: any fsspec URL, written once, read with their digest.
+"""Where artifacts lie between steps and between machines: any fsspec URL, written once, read with their digest.
 
 What a step leaves behind is a set of files and, last, a manifest that names them with their sha256. A step whose manifest is there
-is done: retry, resume and audit all ask the same question.
+is done: retry, resume and audit all ask the same question. Many processes on many machines may share one store: of two that write
+one name, one wins, and a place that does not answer for a while delays them and loses nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
-from bitfount_model.files import write_atomically
+from bitfount_model.files import create_atomically
 
 MAX_BYTES = 16 * 2**30
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200}){0,7}")
+
+LOCAL_PATIENCE_SECONDS = 10.0
+REMOTE_PATIENCE_SECONDS = 120.0
+FIRST_WAIT_SECONDS = 0.05
+LONGEST_WAIT_SECONDS = 5.0
+
+# The protocols whose `pipe_file(mode="create")` the server itself decides: S3 by If-None-Match, Google by ifGenerationMatch=0.
+# Elsewhere fsspec ignores the mode (http), or looks first and then writes in place, where a reader can see half of the bytes.
+EXCLUSIVE = frozenset({"s3", "s3a", "gs", "gcs"})
+# memory:// looks first and then writes, but all of it is in this process.
+_memory = threading.Lock()
+
+# Options for a kind of file system. Other kinds' listings are invalidated before each look.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"use_listings_cache": False},
+    "s3a": {"use_listings_cache": False},
+}
+
+# What may pass by itself. s3fs says EBUSY for SlowDown and 503, EREMOTEIO for 500, EIO for codes that it does not know.
+PASSING_ERRNOS = frozenset(
+    {
+        errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH,
+        errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, getattr(errno, "EREMOTEIO", errno.EIO),
+    }
+)  # fmt: skip
+PASSING_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+PRECONDITION_FAILED = 412
+# Errors of reading and writing that are no OSErrors, by name since their packages need not be installed: whether they may pass.
+FOREIGN_ERRORS: Mapping[str, bool] = {
+    "aiohttp.client_exceptions.ClientConnectionError": True,
+    "aiohttp.client_exceptions.ClientPayloadError": True,
+    "botocore.exceptions.BotoCoreError": False,
+    "botocore.exceptions.ConnectionError": True,
+    "botocore.exceptions.HTTPClientError": True,
+    "botocore.exceptions.IncompleteReadError": True,
+    "botocore.parsers.ResponseParserError": True,
+    "requests.exceptions.ConnectionError": True,
+    "requests.exceptions.Timeout": True,
+    "urllib3.exceptions.HTTPError": True,
+}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,49 +107,67 @@ class Manifest:
 class Store:
     """Write-once artifacts under one URL.
 
+    Every call that meets an error which may pass (a connection that broke, a server that is overloaded) is made again, after waits
+    that grow from 0.05 s to 5 s, until the store's patience is used up. Threads may share a store.
+
     Args:
         url: a folder, or any URL that fsspec knows (`s3://bucket/prefix`, `memory://name`).
         max_bytes: artifacts larger than this are refused, written or read.
+        patience_seconds: for how long a call is tried; by default 10 s for a folder and 120 s for anything else.
+        sleep: waits for so many seconds; for tests.
+
+    Raises:
+        ConfigurationError: the URL is not a place to store artifacts.
     """
 
-    def __init__(self, url: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        max_bytes: int = MAX_BYTES,
+        *,
+        patience_seconds: float | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.url = str(url)
         self.max_bytes = max_bytes
+        protocol = fsspec.core.split_protocol(self.url)[0]
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, **OPTIONS.get(protocol, {}))
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"{self.url!r} is not a place to store artifacts: {error}") from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        default = LOCAL_PATIENCE_SECONDS if self._local else REMOTE_PATIENCE_SECONDS
+        self.patience_seconds = default if patience_seconds is None else patience_seconds
+        self._sleep = sleep
 
-    def put(self, name: str, content: bytes) -> Reference:
-        """Writes an artifact, whole or not at all.
+    def put(self, name: str, content: bytes, *, durable: bool = True) -> Reference:
+        """Writes an artifact, whole or not at all; of several that write other bytes under one name, one succeeds.
+
+        Folders without hard links, and protocols other than `file`, `memory`, `s3` and `gcs`, cannot promise the latter to writers
+        within the same moment: there all of them read back what they wrote, and those that find other bytes fail. A server that
+        speaks S3 must know `If-None-Match`.
 
         Args:
             name: letters, digits, `.`, `_`, `-`, with `/` between folders.
             content: the bytes.
+            durable: False for what can be made again: in a folder it may be lost if the machine loses power, which saves time.
 
         Returns:
             Its reference; the same as before if these bytes are already there.
 
         Raises:
             IntegrityError: other bytes are already there under this name.
-            StorageError: the place cannot be written, or is full.
+            StorageError: the place cannot be written, is full, or did not answer for as long as the store's patience.
         """
         path = self._path(name)
         if len(content) > self.max_bytes:
             raise StorageError(f"{name} has {len(content)} bytes; the store takes at most {self.max_bytes}")
         reference = Reference(name, hashlib.sha256(content).hexdigest(), len(content))
-        if self.has(name):
+        made = self._patiently(f"write {name} to", lambda: self._create(path, content, durable))
+        if not made:
+            # Another's, or this call's own from a try whose answer was lost.
             self.get(name, reference.sha256)
-            return reference
-        if isinstance(self._fs, LocalFileSystem):
-            write_atomically(path, content)
-            return reference
-        try:
-            part = f"{path}.{uuid.uuid4().hex}.part"
-            self._fs.pipe_file(part, content)
-            self._fs.mv(part, path)
-        except OSError as error:
-            raise StorageError(f"cannot write {name} to {self.url}: {error}") from error
         return reference
 
     def get(self, name: str, sha256: str | None = None) -> bytes:
@@ -116,14 +182,9 @@ class Store:
             IntegrityError: its bytes are others than those that were written.
         """
         path = self._path(name)
-        try:
-            if self._fs.size(path) > self.max_bytes:
-                raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
-            content: bytes = self._fs.cat_file(path)
-        except FileNotFoundError as error:
-            raise StorageError(f"there is no {name} in {self.url}") from error
-        except OSError as error:
-            raise StorageError(f"cannot read {name} from {self.url}: {error}") from error
+        content = self._patiently(f"read {name} from", lambda: self._read(path, name))
+        if content is None:
+            raise StorageError(f"there is no {name} in {self.url}")
         found = hashlib.sha256(content).hexdigest()
         if sha256 is not None and found != sha256:
             raise IntegrityError(
@@ -133,16 +194,27 @@ class Store:
         return content
 
     def has(self, name: str) -> bool:
-        """Whether an artifact is there."""
-        try:
-            return bool(self._fs.exists(self._path(name)))
-        except OSError as error:
-            raise StorageError(f"cannot look for {name} in {self.url}: {error}") from error
+        """Whether an artifact is there now, whoever wrote it.
+
+        Raises:
+            StorageError: the place did not say.
+        """
+        path = self._path(name)
+        return self._patiently(f"look for {name} in", lambda: self._size(path)) is not None
+
+    def delete(self, name: str) -> None:
+        """Removes an artifact; nothing happens if it is not there.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        path = self._path(name)
+        self._patiently(f"delete {name} from", lambda: self._remove(path))
 
     def location(self, name: str) -> str:
         """The artifact's path or URL, for people."""
         path = self._path(name)
-        return path if isinstance(self._fs, LocalFileSystem) else str(self._fs.unstrip_protocol(path))
+        return path if self._local else str(self._fs.unstrip_protocol(path))
 
     def _path(self, name: str) -> str:
         if not NAME.fullmatch(name):
@@ -150,6 +222,126 @@ class Store:
                 f"{name!r} is not the name of an artifact: letters, digits, '.', '_', '-', '/' between folders"
             )
         return f"{self._root}/{name}"
+
+    def _size(self, path: str) -> int | None:
+        """The artifact's bytes, or None where there is none; not `exists`, which takes every error for a no."""
+        self._fs.invalidate_cache(path)
+        try:
+            info = self._fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return None if info["type"] == "directory" else int(info["size"])
+
+    def _read(self, path: str, name: str) -> bytes | None:
+        size = self._size(path)
+        if size is None:
+            return None
+        if size > self.max_bytes:
+            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
+        try:
+            return bytes(self._fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._fs.rm_file(path)
+
+    def _create(self, path: str, content: bytes, durable: bool) -> bool:
+        """Whether this call certainly made the artifact; if not, what is there must be compared."""
+        if self._local:
+            return create_atomically(path, content, durable=durable)
+        try:
+            if "memory" in self._protocols:
+                with _memory:
+                    self._fs.pipe_file(path, content, mode="create")
+            elif self._protocols & EXCLUSIVE:
+                self._fs.pipe_file(path, content, mode="create")
+            else:
+                self._move_into_place(path, content)
+                return False
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if _http_status(error) != PRECONDITION_FAILED:
+                raise
+            return False
+        return True
+
+    def _move_into_place(self, path: str, content: bytes) -> None:
+        if self._size(path) is not None:
+            return
+        part = f"{path}.{uuid.uuid4().hex}.part"
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            self._fs.pipe_file(part, content)
+            self._fs.mv(part, path)
+        except OSError:
+            with suppress(OSError):
+                self._fs.rm_file(part)
+            raise
+
+    def _patiently(self, doing: str, call: Callable[[], T]) -> T:
+        """The call's result; errors of reading and writing become StorageErrors once they do not pass."""
+        backoff = wait_random_exponential(
+            multiplier=2 * FIRST_WAIT_SECONDS, min=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS
+        )
+        retrying = Retrying(
+            retry=retry_if_exception(_is_of_storage),
+            wait=lambda state: min(backoff(state), max(0.0, self.patience_seconds - _tried_for(state))),
+            stop=lambda state: not _may_pass(_error(state)) or _tried_for(state) >= self.patience_seconds,
+            retry_error_callback=lambda state: self._give_up(doing, state),
+            sleep=self._sleep,
+        )
+        return retrying(call)
+
+    def _give_up(self, doing: str, state: RetryCallState) -> None:
+        error = _error(state)
+        what = f"cannot {doing} {self.url}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+        if _may_pass(error):
+            what += f", tried for {_tried_for(state):.0f} s. Run it again when the place answers."
+        elif self._local:
+            what += ". Free some space, make the folder writable, or choose another."
+        else:
+            what += ". Check the URL, its credentials, what they allow, and the space that is left."
+        raise StorageError(what) from error
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return None if state.outcome is None else state.outcome.exception()
+
+
+def _tried_for(state: RetryCallState) -> float:
+    """Seconds since the first try; no less than those that were waited, on whatever clock the waiting goes by."""
+    return max(state.seconds_since_start or 0.0, state.idle_for)
+
+
+def _names(error: BaseException | None) -> set[str]:
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """Whether it comes from reading or writing, rather than from a bug."""
+    return isinstance(error, OSError) or not FOREIGN_ERRORS.keys().isdisjoint(_names(error))
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the same call may succeed in a moment."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    status = _http_status(error)
+    if status is not None:
+        return status in PASSING_STATUSES
+    return getattr(error, "errno", None) in PASSING_ERRNOS or any(FOREIGN_ERRORS.get(name) for name in _names(error))
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """The server's answer to a call of botocore, which s3fs keeps as the error's cause."""
+    response = getattr(getattr(error, "__cause__", None), "response", None)
+    if not isinstance(response, Mapping):
+        return None
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def write_manifest(store: Store, manifest: Manifest) -> Manifest:

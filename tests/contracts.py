@@ -17,7 +17,7 @@ HOSTILE_NAMES = (
 
 
 def check_store(store: Store) -> None:
-    """The contract of a store: whole, written once, read with its digest, nothing outside."""
+    """The contract of a store: whole, written once, read with its digest, seen by others at once, nothing outside."""
     reference = store.put("fit/weights.bin", b"one")
     assert (reference.name, reference.size) == ("fit/weights.bin", 3)
     assert reference.sha256 == hashlib.sha256(b"one").hexdigest()
@@ -36,8 +36,29 @@ def check_store(store: Store) -> None:
         store.get("fit/other.bin")
     assert store.put("empty", b"").size == 0
     assert store.get("empty") == b""
+    assert store.put("passing", b"three", durable=False).sha256 == hashlib.sha256(b"three").hexdigest()
+    with pytest.raises(IntegrityError, match="passing"):
+        store.put("passing", b"four", durable=False)
+
+    other = Store(store.url)
+    assert not other.has("round/1/update"), "asked before it is there"
+    store.put("round/1/update", b"five")
+    assert other.has("round/1/update")
+    assert other.get("round/1/update") == b"five"
+    other.delete("round/1/update")
+    assert not store.has("round/1/update")
+    with pytest.raises(StorageError, match="no round/1/update"):
+        store.get("round/1/update")
+    store.delete("round/1/update")
+    assert store.put("round/1/update", b"six").size == 3, "a name is free again after it was deleted"
+    assert other.get("round/1/update") == b"six"
+
+    assert not store.has("fit"), "a folder is no artifact"
+    for name in ("fit", "never", "never/there", "fit/weights.bin/below"):
+        store.delete(name)
+    assert store.get("fit/weights.bin") == b"one"
     for name in HOSTILE_NAMES:
-        for call in (store.get, store.has, lambda name: store.put(name, b"x")):
+        for call in (store.get, store.has, store.delete, lambda name: store.put(name, b"x")):
             with pytest.raises(StorageError, match="not the name of an artifact"):
                 call(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -181,6 +181,17 @@ class DataStructure:
             categorical=tuple(name for name, kind in kinds.items() if kind is SemanticType.CATEGORICAL),
             images=tuple(name for name, kind in kinds.items() if kind is SemanticType.IMAGE),
         )
+
+    def visible_columns(self, names: Iterable[str]) -> list[str]:
+        """Of a table's columns those that a model may see, in the table's order: features, targets and columns of weights.
+
+        Args:
+            names: of all columns of the table.
+        """
+        every = list(names)
+        features = set(self.selected_cols or every) - {*self.ignore_cols, *self._label_columns()}
+        seen = features | {*self.targets, *self.support_columns, *(self.image_cols or ())}
+        return [name for name in every if name in seen]
 
     def tabular_width(self, schema: BitfountSchema) -> int:
         """Width of the tabular tensor: one a column, or with "one_hot" one a category of each categorical column."""

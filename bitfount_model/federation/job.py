@@ -12,11 +12,14 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from bitfount_model.errors import ConfigurationError
+from bitfount_model.data.preparation import Preparation
+from bitfount_model.data.schema import BitfountSchema
+from bitfount_model.errors import ConfigurationError, SerializationError
 from bitfount_model.federation.early_stopping import EarlyStopping
 from bitfount_model.federation.server_optimisers import PUBLISHED, server_settings
 from bitfount_model.types import JSON
 
+FIT, EVALUATE, PREDICT = "fit", "evaluate", "predict"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of jobs and pods: they become names of files and of runs."""
 
@@ -30,6 +33,7 @@ class FederatedJob:
         pods: names of the pods that may take part, sorted: updates are added in this order.
         model_sha256: of the model's source text, hex.
         model_class: the class in that source, where it holds several.
+        operation: "fit" trains, evaluates, and predicts if asked; "evaluate" and "predict" apply given weights and train nothing.
         hyperparameters: arguments of the model's constructor.
         datastructure: arguments of `DataStructure`.
         types: semantic type -> columns, in place of what a pod would infer.
@@ -37,6 +41,7 @@ class FederatedJob:
         epochs: passes over each pod's rows in the whole job; exactly one of `epochs` and `steps`.
         steps: batches in the whole job.
         between_updates: epochs (or steps) of each round; the last round trains the remainder.
+        predict: whether pods send predictions for all of their rows at the end.
         seed: fixes initial weights, splits, order, dropout and sampling.
         threads: of torch, at each pod.
         param_clipping: as the model's argument.
@@ -49,6 +54,9 @@ class FederatedJob:
         quorum: updates that a round needs, at least 1.
         deadline_seconds: how long a round waits for them.
         early_stopping: arguments of `EarlyStopping`, or None.
+        best: `{"metric", "mode"}`: by which the best round is chosen and kept beside the last; None keeps the last alone.
+        schema: the columns of all pods, as `BitfountSchema.dumps`; None merges one of the pods' own.
+        preparation: how all pods encode their rows, as `Preparation.to_json`; None makes one of the pods' statistics.
         metrics: names of default metrics that pods compute on validation rows; None for all.
         minimum_statistics_rows: the fewest rows that a pod sends statistics of.
     """
@@ -63,6 +71,8 @@ class FederatedJob:
     epochs: int | None = None
     steps: int | None = None
     model_class: str | None = None
+    operation: str = FIT
+    predict: bool = False
     hyperparameters: JSON = field(default_factory=dict)
     types: Mapping[str, list[str]] = field(default_factory=dict)
     batch_size: int = 32
@@ -75,6 +85,9 @@ class FederatedJob:
     sample: int | None = None
     deadline_seconds: float = 600.0
     early_stopping: JSON | None = None
+    best: JSON | None = None
+    schema: str | None = None
+    preparation: JSON | None = None
     metrics: list[str] | None = None
     minimum_statistics_rows: int = 10
 
@@ -84,8 +97,20 @@ class FederatedJob:
         return self.epochs if self.epochs is not None else int(self.steps or 0)
 
     @property
+    def wants_predictions(self) -> bool:
+        """Whether row-wise predictions are to leave the pods."""
+        return self.predict or self.operation == PREDICT
+
+    @property
+    def wants_evaluation(self) -> bool:
+        """Whether pods compute metrics on their test rows at the end."""
+        return self.operation in (FIT, EVALUATE)
+
+    @property
     def rounds(self) -> int:
-        """How many rounds that makes; the last may be shorter."""
+        """How many rounds that makes; the last may be shorter. A job that trains nothing has none."""
+        if self.operation != FIT:
+            return 0
         return -(-self.iterations // self.between_updates)
 
     def iterations_of(self, round_number: int) -> int:
@@ -105,6 +130,19 @@ class FederatedJob:
     def to_json(self) -> JSON:
         """The value that `job_from_json` takes."""
         return {**asdict(self), "pods": list(self.pods)}
+
+
+def selection(best: Mapping[str, Any]) -> EarlyStopping:
+    """What keeps count of the best round: an early stopping that never stops.
+
+    Args:
+        best: `metric`, and `mode` where its name does not tell it.
+
+    Raises:
+        ConfigurationError: the metric's direction is not known.
+        TypeError: unknown keys.
+    """
+    return EarlyStopping(**best, patience=_FOREVER)
 
 
 def job_from_json(value: Any) -> FederatedJob:
@@ -132,6 +170,7 @@ def _texts(messages: Any) -> list[str]:
     return [text for value in values for text in _texts(value)]
 
 
+_FOREVER = 2**62
 _is_name = validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits, '.', '_' or '-', at most 80 of them")
 _is_positive = validate.Range(min=1)
 
@@ -144,6 +183,8 @@ class _JobSchema(Schema):
     pods = fields.List(fields.String(validate=_is_name), required=True, validate=validate.Length(min=1))
     model_sha256 = fields.String(required=True, validate=validate.Regexp(r"^[0-9a-f]{64}\Z"))
     model_class = fields.String(load_default=None, allow_none=True)
+    operation = fields.String(load_default=FIT, validate=validate.OneOf((FIT, EVALUATE, PREDICT)))
+    predict = fields.Boolean(load_default=False)
     hyperparameters = fields.Dict(keys=fields.String(), load_default=dict)
     datastructure = fields.Dict(keys=fields.String(), required=True)
     types = fields.Dict(keys=fields.String(), values=fields.List(fields.String()), load_default=dict)
@@ -162,6 +203,9 @@ class _JobSchema(Schema):
     quorum = fields.Integer(strict=True, validate=_is_positive, required=True)
     deadline_seconds = fields.Float(load_default=600.0, validate=validate.Range(min=0, min_inclusive=False))
     early_stopping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+    best = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+    schema = fields.String(load_default=None, allow_none=True)
+    preparation = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
     metrics = fields.List(fields.String(), load_default=None, allow_none=True)
     minimum_statistics_rows = fields.Integer(strict=True, validate=_is_positive, load_default=10)
 
@@ -182,10 +226,13 @@ class _JobSchema(Schema):
         for key, check in (
             ("optimiser_settings", lambda: server_settings(data["optimiser"], data["optimiser_settings"])),
             ("early_stopping", lambda: data["early_stopping"] and EarlyStopping(**data["early_stopping"])),
+            ("best", lambda: data["best"] and selection(data["best"])),
+            ("schema", lambda: data["schema"] and BitfountSchema.loads(data["schema"])),
+            ("preparation", lambda: data["preparation"] and Preparation.from_json(data["preparation"])),
         ):
             try:
                 check()
-            except (ConfigurationError, TypeError) as error:
+            except (ConfigurationError, SerializationError, TypeError) as error:
                 problems[key] = str(error)
         if problems:
             raise ValidationError({key: [text] for key, text in problems.items()})

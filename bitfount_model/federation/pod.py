@@ -1,16 +1,18 @@
 """A pod's session in one job: its own rows and a warm model, and what it answers in each round. Knows no network and no Prefect.
 
 What a pod does in a round is a function of (job, round, global parameters, rows): it keeps no state between rounds that an
-answer depends on. A session that is opened again after a crash gives the same bits.
+answer depends on. A session that is opened again after a crash, or that went on after a fit that failed, gives the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -23,11 +25,12 @@ from bitfount_model.data import (
     DataStructure,
     PercentageSplitter,
     Preparation,
+    digest,
     split_rows,
 )
 from bitfount_model.errors import ConfigurationError, DataError, NotInitialisedError
 from bitfount_model.federation.aggregation import MetricSums
-from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, refusals
 from bitfount_model.federation.statistics import PodStatistics, pod_statistics
 from bitfount_model.metrics import MetricCollection, default_metrics
@@ -35,7 +38,7 @@ from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.model import PyTorchBitfountModel
 from bitfount_model.reference import load_model_class
 from bitfount_model.seeding import derive_seed
-from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType
+from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Update:
         weight: training rows behind it.
         metrics: validation metrics as sums, after the round's last step.
         train_loss: mean over the round's rows; None where the model's steps return none.
+        seconds: that training took.
     """
 
     pod: str
@@ -76,6 +80,25 @@ class Update:
     weight: int
     metrics: MetricSums
     train_loss: float | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows of a pod are for what, and which they are.
+
+    Attributes:
+        train: rows that train.
+        validation: rows that validate.
+        test: rows that test.
+        digest: sha256 over the rows, the pod's name and the job's id: tells a job whether a pod's rows are still the same,
+            and nobody else what they are.
+    """
+
+    train: int
+    validation: int
+    test: int
+    digest: str
 
 
 class PodSession:
@@ -103,14 +126,20 @@ class PodSession:
         self.job = job
         self._class = load_model_class(source_code, job.model_class)
         self._datastructure = DataStructure(**job.datastructure, data_splitter=pod.splitter)
+        self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
 
     def schema(self) -> BitfountSchema:
-        """The columns of the pod's rows, their types and categories, for `merge_schemas`.
+        """The columns that the job's model sees, their types and categories, for `merge_schemas`; the job's own, if it has one.
 
         Raises:
             DataError: the rows cannot be read.
         """
+        if self.job.schema is not None:
+            return BitfountSchema.loads(self.job.schema)
+        frame = self._frame()
+        # Columns that the model does not see stay unknown to the modeller, their categories above all.
+        seen = self._datastructure.visible_columns(map(str, frame.columns))
         types = self._datastructure.force_stypes(self.pod.name if self._has_types_of_pods() else None)
         for kind, columns in self.job.types.items():
             types.setdefault(kind, []).extend(column for column in columns if column not in types[kind])
@@ -118,7 +147,7 @@ class PodSession:
             stated = {column for columns in types.values() for column in columns}
             types.setdefault("categorical", []).extend(t for t in self._datastructure.targets if t not in stated)
         schema = BitfountSchema(self.job.job_id)
-        schema.generate_full_schema(self._frame(), force_stypes=types)
+        schema.generate_full_schema(frame[seen], force_stypes=types)
         return schema
 
     def statistics(self, schema: BitfountSchema) -> PodStatistics:
@@ -131,13 +160,27 @@ class PodSession:
             DataError: fewer rows than the policy or the job wants.
         """
         frame = self._frame()
-        training = frame.iloc[split_rows(frame, self.pod.splitter, self._datastructure, self._seed()).train]
+        training = frame.iloc[self._split(frame).train]
         if len(training) < self.pod.policy.minimum_rows:
             raise DataError(
                 f"pod {self.pod.name!r} has {len(training)} training rows, its policy wants at least"
                 f" {self.pod.policy.minimum_rows}"
             )
         return pod_statistics(training, schema, self._datastructure, min_rows=self.job.minimum_statistics_rows)
+
+    def rows(self) -> Rows:
+        """How many rows there are for what, and their digest.
+
+        Raises:
+            DataError: the rows cannot be read or split.
+        """
+        frame = self._frame()
+        empty = np.empty(0, dtype=np.int64)
+        split = SplitIndices(empty, empty, empty) if self.job.operation == PREDICT else self._split(frame)
+        named = f"{self.job.job_id}/{self.pod.name}/{digest(frame)}"
+        return Rows(
+            len(split.train), len(split.validation), len(split.test), hashlib.sha256(named.encode()).hexdigest()
+        )
 
     def prepare(self, schema: BitfountSchema, preparation: Preparation) -> None:
         """Builds model and loaders with the encoding that all pods share.
@@ -146,13 +189,22 @@ class PodSession:
             schema: the common one.
             preparation: of all pods' training rows.
         """
-        model = build_model(self._class, self.job, schema, self._datastructure, seed=self._seed())
-        model.preparation = preparation
-        model.set_datastructure_identifier(self.pod.name)
-        model.initialise_model(self.pod.source)
-        self._model = model
+        self._common = (schema, preparation)
+        self._model = self._built(schema, preparation)
 
-    def fit(self, round_number: int, parameters: Parameters) -> Update:
+    @property
+    def parameters(self) -> Parameters:
+        """The names, shapes and dtypes that global parameters have; the values are those of the last call."""
+        return self._ready().get_param_states()
+
+    def fit(
+        self,
+        round_number: int,
+        parameters: Parameters,
+        *,
+        base_digest: str | None = None,
+        callbacks: Sequence[pl.Callback] = (),
+    ) -> Update:
         """Trains for one round from the global parameters.
 
         The optimiser is a new one each round, as in federated averaging; batches go on where the rounds before ended.
@@ -160,23 +212,38 @@ class PodSession:
         Args:
             round_number: from 1.
             parameters: the global ones; left as they are.
+            base_digest: `codec.digest` of them, where it is known already.
+            callbacks: Lightning callbacks of whoever watches.
         """
+        try:
+            return self._fitted(round_number, parameters, base_digest or codec.digest(parameters), callbacks)
+        except BaseException:
+            self._model = None  # a Trainer that was stopped within a step is not one to go on with
+            raise
+
+    def _fitted(
+        self, round_number: int, parameters: Parameters, base_digest: str, callbacks: Sequence[pl.Callback]
+    ) -> Update:
         model, job = self._ready(), self.job
         model.update_params(parameters)
         model.set_model_training_iterations(job.iterations_of(round_number))
         before = job.iterations_before(round_number)
         model.position = before * len(model.train_dataloader()) if job.epochs is not None else before
-        callbacks = [ProximalTerm(job.proximal_mu)] if job.proximal_mu else []
-        records = model.fit_locally(None, metrics=self._metrics(model), callbacks=callbacks)
+        model.val_stats.clear()  # each round's are in its update; a long job keeps no list of them
+        term = [ProximalTerm(job.proximal_mu)] if job.proximal_mu else []
+        began = time.perf_counter()
+        records = model.fit_locally(None, metrics=self._metrics(model), callbacks=[*term, *callbacks])
+        seconds = time.perf_counter() - began
         validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
         return Update(
             pod=self.pod.name,
             round_number=round_number,
-            base_digest=codec.digest(parameters),
+            base_digest=base_digest,
             delta=updates.diff_params(parameters, model.get_param_states()),
             weight=int(model.train_dataloader().rows),
             metrics=MetricSums.of(records[-1].val_stats, validation_rows),
             train_loss=records[-1].train_loss,
+            seconds=seconds,
         )
 
     def evaluate(self, parameters: Parameters) -> MetricSums:
@@ -207,9 +274,23 @@ class PodSession:
         return result
 
     def _ready(self) -> PyTorchBitfountModel:
-        if self._model is None:
+        if self._common is None:
             raise NotInitialisedError(f"pod {self.pod.name!r}: prepare comes before the first round")
+        if self._model is None:
+            self._model = self._built(*self._common)
         return self._model
+
+    def _built(self, schema: BitfountSchema, preparation: Preparation) -> PyTorchBitfountModel:
+        model = build_model(self._class, self.job, schema, self._datastructure, seed=self._seed())
+        model.preparation = preparation
+        model.set_datastructure_identifier(self.pod.name)
+        # Rows that are only predicted need no target, and are not split.
+        data = None if self.job.operation == PREDICT else self.pod.source
+        model.initialise_model(data, context=TaskContext.WORKER)
+        return model
+
+    def _split(self, frame: Any) -> SplitIndices:
+        return split_rows(frame, self.pod.splitter, self._datastructure, self._seed())
 
     def _seed(self) -> int:
         return derive_seed(self.job.seed, "pod", self.pod.name)

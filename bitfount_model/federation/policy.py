@@ -27,7 +27,10 @@ class PodPolicy:
         maximum_epochs: of one job, where it counts in epochs.
         maximum_steps: of one job, where it counts in steps.
         minimum_pods: the fewest pods that a job must have.
+        models: sha256 of the model sources that may run here; "all" trusts whoever may start jobs.
         predictions_may_leave: whether row-wise predictions may be sent to the modeller.
+        errors_may_leave: whether the modeller is sent the text and traceback of whatever goes wrong, which may hold values
+            of rows; otherwise it is told what kind of error it was, and where.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -36,7 +39,9 @@ class PodPolicy:
     maximum_epochs: int
     maximum_steps: int
     minimum_pods: int
+    models: tuple[str, ...] | Literal["all"] = ()
     predictions_may_leave: bool = False
+    errors_may_leave: bool = False
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -72,6 +77,14 @@ def refusals(policy: PodPolicy, job: FederatedJob, pod: str) -> list[str]:
     rules: list[tuple[bool, str]] = [
         (pod not in job.pods, f"it does not name this pod; it names {', '.join(job.pods)}"),
         (
+            policy.models != "all" and job.model_sha256 not in policy.models,
+            f"the source of its model (sha256 {job.model_sha256}) is not among the models that may run here",
+        ),
+        (
+            job.wants_predictions and not policy.predictions_may_leave,
+            "it asks for predictions of rows, which may not leave (predictions_may_leave)",
+        ),
+        (
             len(job.pods) < policy.minimum_pods,
             f"it has {len(job.pods)} pods, at least {policy.minimum_pods} are wanted",
         ),
@@ -80,11 +93,11 @@ def refusals(policy: PodPolicy, job: FederatedJob, pod: str) -> list[str]:
             f"it has {job.rounds} rounds, at most {policy.maximum_rounds} are allowed",
         ),
         (
-            job.epochs is not None and job.epochs > policy.maximum_epochs,
+            job.rounds > 0 and job.epochs is not None and job.epochs > policy.maximum_epochs,
             f"it trains {job.epochs} epochs, at most {policy.maximum_epochs} are allowed",
         ),
         (
-            job.steps is not None and job.steps > policy.maximum_steps,
+            job.rounds > 0 and job.steps is not None and job.steps > policy.maximum_steps,
             f"it trains {job.steps} steps, at most {policy.maximum_steps} are allowed",
         ),
         (bool(hidden), f"it uses columns that are not allowed: {', '.join(hidden)}"),
@@ -111,28 +124,30 @@ def _columns_of(datastructure: Mapping[str, Any]) -> set[str] | None:
     return {*selected, *targets, *(datastructure.get("image_cols") or ()), *(name for name in others if name)}
 
 
-class _Columns(fields.Field[Any]):
-    """`all`, or a list of names."""
+class _Listed(fields.Field[Any]):
+    """`all`, or a list of texts."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
         if value == "all":
             return value
         if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
             return tuple(value)
-        raise ValidationError("wanted `all`, or a list of column names")
+        raise ValidationError(f"is {value!r}, wanted `all`, or a list")
 
 
 class _PolicySchema(Schema):
     class Meta:
         unknown = RAISE
 
-    columns = _Columns(required=True)
+    columns = _Listed(required=True)
+    models = _Listed(required=True)
     minimum_rows = fields.Integer(strict=True, required=True, validate=validate.Range(min=1))
     maximum_rounds = fields.Integer(strict=True, required=True, validate=validate.Range(min=1))
     maximum_epochs = fields.Integer(strict=True, load_default=0, validate=validate.Range(min=0))
     maximum_steps = fields.Integer(strict=True, load_default=0, validate=validate.Range(min=0))
     minimum_pods = fields.Integer(strict=True, required=True, validate=validate.Range(min=1))
     predictions_may_leave = fields.Boolean(load_default=False)
+    errors_may_leave = fields.Boolean(load_default=False)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bitfount_model import codec
-from bitfount_model.errors import BitfountError, ParameterError
+from bitfount_model.errors import ParameterError, QuorumError
 from bitfount_model.federation.aggregation import MetricSums, RunningMean
 from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppingState
 from bitfount_model.federation.job import FederatedJob
@@ -14,18 +14,6 @@ from bitfount_model.federation.pod import Update
 from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.federation.server_optimisers import SERVER_OPTIMISERS, ServerState, server_settings
 from bitfount_model.types import Parameters
-
-
-class QuorumError(BitfountError):
-    """A round has fewer usable updates than its quorum; the state before it stands.
-
-    Attributes:
-        refused: pod -> why its update was not used.
-    """
-
-    def __init__(self, message: str, refused: Mapping[str, str]) -> None:
-        super().__init__(message)
-        self.refused = dict(refused)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from bitfount_model import DataFrameSource, PercentageSplitter, codec
-from bitfount_model.errors import ConfigurationError, DataError, NotInitialisedError
+from bitfount_model.errors import ConfigurationError, DataError, NotInitialisedError, QuorumError
 from bitfount_model.federation import merge_schemas, merge_statistics
 from bitfount_model.federation.job import FederatedJob, job_from_json
 from bitfount_model.federation.pod import Pod, PodSession, Update, build_model
 from bitfount_model.federation.policy import PodPolicy, policy_from_json
-from bitfount_model.federation.rounds import GlobalState, QuorumError, RoundSummary, asked_pods, close_round
+from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round
 from bitfount_model.reference import load_model_class
 from bitfount_model.types import TaskContext
 
@@ -64,7 +64,7 @@ class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
         x, y = batch
         return {"predictions": F.softmax(self(x), dim=1), "targets": y}
 """
-OPEN = PodPolicy("all", 1, 1000, 1000, 1000, 1, True)
+OPEN = PodPolicy("all", 1, 1000, 1000, 1000, 1, "all", True)
 ROWS = load_breast_cancer(as_frame=True).frame.iloc[:300]
 ALL_TRAIN = PercentageSplitter(validation_percentage=0, test_percentage=0, shuffle=False)
 

@@ -1,0 +1,141 @@
+"""A deployed pod's part in one job, as one long flow run: opens its rows once, then does what is asked until the job is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from bitfount_model.errors import ConfigurationError, ModellerGoneError, PodError
+from bitfount_model.federation.job import NAME
+from flows.settings import read_pod
+from tasks.federated.exchange import Exchange
+from tasks.federated.pod_file import PodFile
+from tasks.federated.pod_worker import PodWorker
+
+POD_FILE = "BITFOUNT_POD_FILE"
+"""The environment variable that names the pod's file: whoever starts a run through Prefect cannot choose another."""
+FOLLOW_SECONDS = 0.25
+FOLLOW_REMOTE_SECONDS = 2.0
+END_SECONDS = 10.0
+
+
+@flow(name="pod", persist_result=False)
+def pod(job_id: str) -> dict[str, Any]:
+    """Takes part in one job until the modeller ends it.
+
+    Args:
+        job_id: the only thing that a modeller may say here; all else is read from the pod's own file and store.
+
+    Raises:
+        PodError: the pod may not, or cannot, take part.
+        ModellerGoneError: the modeller gave no sign for too long.
+        ConfigurationError: there is no such job, or this process serves no pod.
+    """
+    if not NAME.fullmatch(job_id):
+        raise ConfigurationError(f"{job_id!r} is not a job id: letters, digits, '.', '_', '-', at most 80")
+    settings = read_pod(Path(os.environ[POD_FILE]))
+    exchange = Exchange(f"{store_of(settings)}/{job_id}")
+    with ending_with_parent(), Follower(exchange, settings.name) as follower:
+        return take_part(settings, exchange, follower)
+
+
+def take_part(settings: PodFile, exchange: Exchange, follower: Follower) -> dict[str, Any]:
+    """Does what is asked until the session is over."""
+    worker = PodWorker(settings.pod(), exchange, follower.session)
+
+    def look() -> dict[str, Any] | None:
+        worker.session = follower.session
+        if worker.advance():
+            return {"state": "working"}
+        if worker.left is not None:
+            raise PodError(worker.left)
+        return exchange.session_end(worker.session)
+
+    patience = settings.patience_seconds
+    while True:
+        found = exchange.awaited(look, patience)
+        if found is None:
+            raise ModellerGoneError(
+                f"pod {settings.name!r} has waited {patience:g} s for the modeller of the job and gives up; a job that goes on"
+                " starts it again"
+            )
+        if found["state"] != "working":
+            return {"pod": settings.name, **found}
+        if worker.has_joined:
+            patience = settings.patience_seconds + worker.job.deadline_seconds
+
+
+class Follower:
+    """Keeps up with the modeller's sessions, also while the pod trains: says that the pod is up.
+
+    Args:
+        exchange: of the job.
+        pod: its name.
+
+    Attributes:
+        session: the newest that has begun.
+    """
+
+    def __init__(self, exchange: Exchange, pod: str) -> None:
+        self._exchange = exchange
+        self._pod = pod
+        self._over = threading.Event()
+        self.session = exchange.session()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+
+    def __enter__(self) -> Follower:
+        self._exchange.say_here(self.session, self._pod)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _follow(self) -> None:
+        pause = FOLLOW_SECONDS if self._exchange.longest_pause < FOLLOW_SECONDS else FOLLOW_REMOTE_SECONDS
+        while not self._over.wait(pause):
+            newest = self._exchange.session(self.session)
+            if newest > self.session:
+                self._exchange.say_here(newest, self._pod)
+                self.session = newest
+
+
+def store_of(settings: PodFile) -> str:
+    """Where the pod meets modellers.
+
+    Raises:
+        ConfigurationError: its file does not say.
+    """
+    if settings.store is None:
+        raise ConfigurationError(
+            f"pod {settings.name!r} has no `store`: say in its file where it meets modellers, a folder or a URL such as"
+            " s3://bucket/federation"
+        )
+    return settings.store.rstrip("/")
+
+
+@contextmanager
+def ending_with_parent() -> Iterator[None]:
+    """Ends this process soon after `pod serve`, which started it, has gone: an owner who stops a pod stops all of it."""
+    parent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not over.wait(END_SECONDS):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -1,0 +1,76 @@
+"""What a data owner writes: one pod as a JSON value, checked once; from it comes the pod."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from bitfount_model.data import source_from_config
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.policy import policy_from_json
+from tasks.job import JSON, SPLITTERS, JobError, SourceSection, SplitterSection, StrictSchema, is_name, problems_of
+
+
+@dataclass(frozen=True)
+class PodFile:
+    """A checked pod, as its owner writes it.
+
+    Attributes:
+        name: unique among the pods of a job; deployed, the pod is `pod/<name>` in Prefect.
+        data: the private rows, as in a local job.
+        splitter: as in a local job.
+        policy: what jobs may ask; None denies all.
+        store: where a deployed pod meets modellers.
+        patience_seconds: how long a deployed pod waits for a modeller who gives no sign, beyond the job's own deadline.
+        jobs_at_once: how many jobs a deployed pod takes part in at a time.
+    """
+
+    name: str
+    data: JSON
+    splitter: JSON
+    policy: JSON | None
+    store: str | None
+    patience_seconds: float
+    jobs_at_once: int
+
+    def pod(self) -> Pod:
+        """The pod.
+
+        Raises:
+            ConfigurationError: there is no policy, or it is none.
+            DataSourceError: the rows are not there.
+        """
+        ((kind, arguments),) = self.splitter.items()
+        return Pod(
+            self.name, source_from_config(self.data), policy_from_json(self.policy), SPLITTERS[kind](**arguments)
+        )
+
+
+class PodSchema(StrictSchema):
+    """The keys of a pod's file."""
+
+    name = fields.String(required=True, validate=is_name)
+    data = fields.Nested(SourceSection, required=True)
+    splitter = fields.Nested(SplitterSection, load_default=lambda: {"percentage": {}})
+    policy = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+    store = fields.String(load_default=None, allow_none=True)
+    patience_seconds = fields.Float(load_default=900.0, validate=validate.Range(min=1))
+    jobs_at_once = fields.Integer(strict=True, load_default=4, validate=validate.Range(min=1))
+
+
+def check_pod(value: Any) -> PodFile:
+    """Checks a pod.
+
+    Args:
+        value: plain JSON.
+
+    Raises:
+        JobError: all problems together.
+    """
+    try:
+        loaded = PodSchema().load(value)
+    except ValidationError as error:
+        raise JobError(problems_of(error.messages, PodSchema())) from error
+    return PodFile(**loaded)

@@ -1,0 +1,248 @@
+"""A pod's part in one job: looks at the exchange, does what is asked next, and leaves the answer there.
+
+The same worker runs in both worlds: embedded, the modeller's process calls `advance` in turn; deployed, the pod's own flow
+calls it until the job is over. Each thing that it does is a Prefect task.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from prefect.utilities.timeout import timeout
+
+from bitfount_model.errors import (
+    BitfountError,
+    ConfigurationError,
+    IntegrityError,
+    ParameterError,
+    PodError,
+    StorageError,
+)
+from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.pod import Pod, PodSession
+from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Asked, Exchange, Joined, Start, round_phase
+from tasks.fit import BatchProgress
+from tasks.progress import listening, tell
+from tasks.retries import is_transient
+from tasks.session import threads
+from tasks.step import step
+
+logger = logging.getLogger("bitfount.pod")
+
+Value = TypeVar("Value")
+
+# Their messages are made of settings, names and shapes, never of rows.
+SPEAKABLE = (ConfigurationError, ParameterError, StorageError)
+
+
+class PodWorker:
+    """One pod in one job.
+
+    Args:
+        pod: the pod.
+        exchange: of the job.
+        session: the modeller's, whose failures are this worker's to report.
+
+    Attributes:
+        session: the modeller's newest that is known; whoever drives the worker keeps it up to date.
+        left: why the pod takes no part in the job; None while it does.
+    """
+
+    def __init__(self, pod: Pod, exchange: Exchange, session: int) -> None:
+        self.pod = pod
+        self.exchange = exchange
+        self.session = session
+        self.left: str | None = None
+        self._pod_session: PodSession | None = None
+        self._start: Start | None = None
+        self._round = 1
+        self._join_task = self._task("join", "join · {pod}", self._open)
+        self._statistics_task = self._task("statistics", "statistics · {pod}", self._summarise)
+        self._prepare_task = self._task("prepare", "prepare · {pod}", self._build)
+        self._fit_task = self._task("fit", "fit round {round_number} · {pod}", self._train)
+        self._evaluate_task = self._task("evaluate", "evaluate · {pod}", self._evaluate)
+        self._predict_task = self._task("predict", "predict · {pod}", self._predict)
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether the pod has opened the job and its rows."""
+        return self._pod_session is not None
+
+    @property
+    def job(self) -> FederatedJob:
+        """The job that the pod has joined."""
+        return self._opened().job
+
+    def advance(self) -> bool:
+        """Does the next thing that is asked of this pod, if there is one.
+
+        What fails is reported in the exchange, and the worker goes on with what is asked next; a pod that cannot join, or
+        may not, leaves the job.
+
+        Returns:
+            Whether there was something to do.
+        """
+        if self.left is not None:
+            return False
+        if self._pod_session is None:
+            return self._or_failed(JOIN, lambda: self._join_task(self.pod.name))
+        if self._start is None:
+            return self._get_ready()
+        return (
+            self._answer_round()
+            or self._apply(EVALUATION, self.exchange.has_evaluation, self._evaluate_task)
+            or self._apply(PREDICTION, self.exchange.has_predictions, self._predict_task)
+        )
+
+    def _get_ready(self) -> bool:
+        start, pod = self.exchange.start(), self.pod.name
+        if start is not None:
+            self._start = start
+            return self._or_failed(JOIN, lambda: self._prepare_task(pod))
+        if (
+            self.job.preparation is None
+            and self.exchange.common() is not None
+            and self.exchange.statistics(pod) is None
+        ):
+            return self._or_failed(JOIN, lambda: self._statistics_task(pod))
+        return False
+
+    def _answer_round(self) -> bool:
+        while self.exchange.is_closed(round_phase(self._round)):
+            self._round += 1
+        number, pod = self._round, self.pod.name
+        phase = round_phase(number)
+        asked = self.exchange.asked(phase)
+        if asked is None or pod not in asked.pods or self._has_answered(phase):
+            return False
+        return self._or_failed(phase, lambda: self._fit_task(pod, number))
+
+    def _has_answered(self, phase: str) -> bool:
+        pod = self.pod.name
+        return self.exchange.has_update(phase, pod) or self.exchange.failure(phase, pod, self.session) is not None
+
+    def _apply(self, phase: str, has_answered: Callable[[str], bool], task: Callable[[str], None]) -> bool:
+        """Answers one of the phases after the last round."""
+        pod, asked = self.pod.name, self.exchange.asked(phase)
+        if asked is None or pod not in asked.pods or self.exchange.is_closed(phase):
+            return False
+        if has_answered(pod) or self.exchange.failure(phase, pod, self.session) is not None:
+            return False
+        return self._or_failed(phase, lambda: task(pod))
+
+    def _or_failed(self, phase: str, work: Callable[[], Any]) -> bool:
+        try:
+            work()
+        except PodError as error:
+            self.exchange.put_failure(phase, self.pod.name, self.session, str(error))
+            tell("pod_failed", {"pod": self.pod.name, "phase": phase, "reason": str(error)})
+            if phase == JOIN:
+                self.left = str(error)
+        return True
+
+    # -- the tasks' bodies ----------------------------------------------------------------------------------------------------
+
+    def _open(self, pod: str) -> None:
+        """Checks the job against the policy, then reads the rows."""
+        asked = self.exchange.job()
+        if asked is None:
+            raise ConfigurationError(f"there is no job in {self.exchange.url}")
+        session = PodSession(self.pod, *asked)
+        with threads(session.job.threads):
+            joined = Joined(session.schema(), session.rows())
+        try:
+            self.exchange.put_joined(pod, joined)
+        except IntegrityError as error:
+            raise ConfigurationError(
+                f"the rows of pod {pod!r} have changed since the job {session.job.job_id!r} began; start a new job for them"
+            ) from error
+        self._pod_session = session
+
+    def _summarise(self, pod: str) -> None:
+        schema = self.exchange.common()
+        if schema is not None:
+            self.exchange.put_statistics(pod, self._opened().statistics(schema))
+
+    def _build(self, pod: str) -> None:
+        if self._start is not None:
+            self._opened().prepare(self._start.schema, self._start.preparation)
+
+    def _train(self, pod: str, round_number: int) -> dict[str, Any]:
+        session = self._opened()
+        weights = self._asked(round_phase(round_number)).weights
+        parameters = self.exchange.weights(weights, session.parameters)
+
+        def on_event(event: str, values: dict[str, Any]) -> None:
+            if event == "batch":
+                tell("pod_batch", {"pod": pod, "round": round_number, **values})
+
+        with timeout(session.job.deadline_seconds, timeout_exc_type=TimeoutError), listening(on_event):
+            update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
+        self.exchange.put_update(update)
+        rate = update.weight / update.seconds if update.seconds else 0.0
+        values = {"pod": pod, "round": round_number, "rows": update.weight, "rows_per_second": rate}
+        tell("pod_fitted", {**values, "metrics": update.metrics.mean(), "train_loss": update.train_loss})
+        return {"pod": pod, "round": round_number, "seconds": round(update.seconds, 4)}
+
+    def _evaluate(self, pod: str) -> None:
+        session = self._opened()
+        parameters = self.exchange.weights(self._asked(EVALUATION).weights, session.parameters)
+        self.exchange.put_evaluation(pod, session.evaluate(parameters))
+
+    def _predict(self, pod: str) -> None:
+        session = self._opened()
+        parameters = self.exchange.weights(self._asked(PREDICTION).weights, session.parameters)
+        result = session.predict(parameters)
+        self.exchange.put_predictions(pod, torch.as_tensor(result.preds), result.keys)
+
+    # -- around them ----------------------------------------------------------------------------------------------------------
+
+    def _task(self, name: str, run_name: str, body: Callable[..., Value]) -> Callable[..., Value]:
+        """A Prefect task that lets out of the pod only what its owner allows.
+
+        Prefect sends the text of an exception to its API, and logs tracebacks there: so neither may hold rows.
+        """
+
+        @wraps(body)
+        def guarded(*arguments: Any, **named: Any) -> Value:
+            try:
+                if self._pod_session is None:
+                    return body(*arguments, **named)
+                with threads(self.job.threads):
+                    return body(*arguments, **named)
+            except Exception as error:
+                logger.error("pod %s, %s: %s", self.pod.name, name, "".join(traceback.format_exception(error)))
+                raise PodError(self._reason(name, error), transient=is_transient(error)) from None
+
+        task: Callable[..., Value] = step(name, run_name)(guarded)
+        return task
+
+    def _reason(self, name: str, error: Exception) -> str:
+        """What the modeller is told of an error."""
+        what = f"pod {self.pod.name!r} failed to {name}"
+        if self.pod.policy.errors_may_leave:
+            return (
+                f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
+            )
+        if isinstance(error, TimeoutError):
+            return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
+        if isinstance(error, SPEAKABLE):
+            return f"{what}: {error}"
+        where = "" if isinstance(error, BitfountError) else " in the model or below it"
+        return f"{what}: {type(error).__name__}{where}; its text, which may hold values, is in the pod's own log"
+
+    def _opened(self) -> PodSession:
+        if self._pod_session is None:
+            raise ConfigurationError(f"pod {self.pod.name!r} has not joined the job")
+        return self._pod_session
+
+    def _asked(self, phase: str) -> Asked:
+        asked = self.exchange.asked(phase)
+        if asked is None:
+            raise StorageError(f"{phase} is not open in {self.exchange.url}")
+        return asked

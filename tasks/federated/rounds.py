@@ -1,0 +1,222 @@
+"""From the parameters of one round to those of the next: open, collect, add, keep."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bitfount_model import codec
+from bitfount_model.errors import BitfountError, ParameterError, QuorumError, StorageError, SupersededError
+from bitfount_model.federation.early_stopping import EarlyStoppingState
+from bitfount_model.federation.job import selection
+from bitfount_model.federation.messages import UpdateNote
+from bitfount_model.federation.pod import Update
+from bitfount_model.federation.rounds import GlobalState, asked_pods, close_round
+from bitfount_model.types import Parameters
+from tasks.federated.exchange import Asked, round_phase
+from tasks.federated.federation import Federation
+from tasks.federated.round_record import (
+    Measured,
+    RoundRecord,
+    read_records,
+    record_of,
+    state_after,
+    write_record,
+)
+from tasks.session import require, threads
+from tasks.store import Reference
+
+
+class Rounds:
+    """The rounds of one job; goes on from the newest one that was closed.
+
+    Args:
+        federation: the job, initialised.
+
+    Attributes:
+        records: of the rounds that have been closed, in order.
+        state: after them.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        exchange, store = federation.exchange, federation.store
+        self._buffers = buffers_of(federation)
+        self._opened = 0.0
+        self.records = read_records(store)
+        if self.records:
+            self._weights = self.records[-1].weights
+            self.state = state_after(store, exchange, self.records[-1])
+            self._tidy()
+        else:
+            first = require(store, "initialise").files["weights"]
+            parameters = codec.decode(store.get(first.name, first.sha256)).params
+            self._weights = exchange.put_weights(parameters)
+            self.state = GlobalState(0, parameters)
+
+    @property
+    def are_over(self) -> bool:
+        """Whether no round is left, or early stopping has stopped them."""
+        return self.state.stopped or self.state.round_number >= self._federation.job.rounds
+
+    @property
+    def weights(self) -> Reference:
+        """The global parameters after the last round, in the exchange."""
+        return self._weights
+
+    @property
+    def best(self) -> RoundRecord | None:
+        """The best round by the job's metric; None where the job does not choose, or no round has the metric."""
+        best = self.records[-1].best if self.records else None
+        if best is None or best.best_round is None:
+            return None
+        return self.records[best.best_round - 1]
+
+    def open(self) -> dict[str, Any]:
+        """Publishes the next round.
+
+        Raises:
+            SupersededError: another session of the job has begun since.
+        """
+        federation, number = self._federation, self.state.round_number + 1
+        newest = federation.exchange.session(federation.session)
+        if newest != federation.session:
+            raise SupersededError(
+                f"session {newest} of the job {federation.job.job_id!r} has begun; session {federation.session} ends here"
+            )
+        pods = asked_pods(federation.job, number)
+        self._opened = time.perf_counter()
+        federation.exchange.ask(round_phase(number), Asked(pods, self._weights))
+        return {"round": number, "pods": list(pods)}
+
+    def aggregate(self) -> RoundRecord:
+        """Collects the updates of the open round, adds them, and keeps the record: then the round is closed.
+
+        Raises:
+            QuorumError: too few usable updates; the state before the round stands, and so do the updates that came.
+        """
+        federation, job = self._federation, self._federation.job
+        number = self.state.round_number + 1
+        phase = round_phase(number)
+        began = time.perf_counter()
+        gathered = Gathered(federation, phase, self.state.parameters)
+        with threads(job.threads):
+            try:
+                state, summary = close_round(job, self.state, gathered.updates(asked_pods(job, number)), self._buffers)
+            except QuorumError as error:
+                missing = {**gathered.missing, **error.refused}
+                federation.require_quorum(f"round {number}", len(gathered.norms) - len(error.refused), missing)
+                raise
+            weights = federation.exchange.put_weights(state.parameters)
+            server = self._kept_server(state)
+        measured = Measured(
+            gathered.missing,
+            gathered.norms,
+            {pod: note.seconds for pod, note in gathered.notes.items()},
+            time.perf_counter() - self._opened,
+            gathered.waited,
+            time.perf_counter() - began - gathered.waited,
+            self._weights.size * len(asked_pods(job, number)),
+            sum(note.delta_bytes for note in gathered.notes.values()),
+        )
+        record = record_of(
+            summary, state, measured, weights, server, self._best_after(summary.round_number, summary.metrics)
+        )
+        write_record(federation.store, record)
+        federation.exchange.close(phase)
+        self.records.append(record)
+        self.state, self._weights = state, weights
+        self._tidy(gathered.notes)
+        return record
+
+    def _kept_server(self, state: GlobalState) -> Reference | None:
+        if not state.server:
+            return None
+        content = codec.encode(state.server)
+        sha256 = codec.digest(state.server)
+        return self._federation.store.put(f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", content)
+
+    def _best_after(self, round_number: int, metrics: dict[str, float]) -> EarlyStoppingState | None:
+        if self._federation.job.best is None:
+            return None
+        before = self.records[-1].best if self.records else None
+        chooser = selection(self._federation.job.best)
+        return chooser.update(before or EarlyStoppingState(), round_number, metrics)
+
+    def _tidy(self, notes: dict[str, UpdateNote] | None = None) -> None:
+        """Removes what no later round needs: deltas that were added, parameters that are neither the newest nor the best."""
+        exchange, record = self._federation.exchange, self.records[-1]
+        phase = round_phase(record.round_number)
+        exchange.close(phase)
+        if notes is None:
+            found = (exchange.update_note(phase, pod) for pod in record.pods)
+            notes = {note.pod: note for note in found if note is not None}
+        for note in notes.values():
+            exchange.forget_update(phase, note)
+        kept = {self._weights.name, *([self.best.weights.name] if self.best else [])}
+        for older in self.records[-3:-1]:
+            if older.weights.name not in kept:
+                exchange.store.delete(older.weights.name)
+            if older.server is not None:
+                self._federation.store.delete(older.server.name)
+
+
+class Gathered:
+    """The updates of one round as they come in, and what is seen of them on the way.
+
+    Attributes:
+        notes: pod -> what it says of its update, of those that could be read.
+        norms: pod -> Euclidean norm of its update.
+    """
+
+    def __init__(self, federation: Federation, phase: str, expected: Parameters) -> None:
+        self._federation = federation
+        self._phase = phase
+        self._expected = expected
+        self._collector = federation.collector(phase)
+        self.notes: dict[str, UpdateNote] = {}
+        self.norms: dict[str, float] = {}
+        self._unusable: dict[str, str] = {}
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Pod -> why it has no usable update."""
+        return {**self._collector.missing, **self._unusable}
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for pods."""
+        return self._collector.waited
+
+    def updates(self, pods: tuple[str, ...]) -> Iterator[Update]:
+        """The updates, one in memory at a time."""
+        exchange = self._federation.exchange
+        for pod, note in self._collector.answers(pods, lambda pod: exchange.update_note(self._phase, pod)):
+            try:
+                if note.pod != pod:
+                    raise ParameterError(f"its update says that it is of pod {note.pod!r}")
+                update = exchange.update(self._phase, note, self._expected)
+            except (ParameterError, StorageError) as error:
+                self._unusable[pod] = f"{type(error).__name__}: {error}"
+                continue
+            self.notes[pod] = note
+            self.norms[pod] = norm_of(update.delta)
+            yield update
+
+
+def norm_of(delta: Parameters) -> float:
+    """The Euclidean norm over all floating-point parameters."""
+    return math.sqrt(sum(float(value.double().square().sum()) for value in delta.values() if value.is_floating_point()))
+
+
+def buffers_of(federation: Federation) -> tuple[str, ...]:
+    """The names of the network's buffers, which server optimisers leave to the plain mean."""
+    schema = federation.exchange.common()
+    if schema is None:
+        raise BitfountError("the common schema is not known: pods have not joined")
+    with threads(federation.job.threads):
+        model = federation.model(schema)
+    parameters = {name for name, _ in model.named_parameters()}
+    return tuple(name.removeprefix("_model.") for name in model.state_dict() if name not in parameters)
