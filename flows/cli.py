@@ -1,4 +1,4 @@
-"""The command line: `bitfount-flows train | evaluate | predict | ui`.
+"""The command line: `bitfount-flows train | evaluate | predict | pod serve | ui`.
 
 Nothing heavy is imported until a command runs, so that `--help` answers at once.
 """
@@ -11,15 +11,19 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from flows.run import Surroundings
+    from tasks.federated.job_file import FederatedJobFile
+    from tasks.job import LocalJob
 
 EXIT_CODES = {
+    "FederationError": 7,
     "ConfigurationError": 2,
     "DataError": 3,
     "ModelError": 4,
@@ -40,6 +44,7 @@ Exit codes:
   4    the model or its weights cannot be used, or training failed
   5    artifacts cannot be written or read
   6    trained and saved, but MLflow could not be reached: run again with the same --job-id to record it
+  7    too few pods answered; run again with the same --job-id to go on
   130  stopped by Ctrl-C
 """
 
@@ -67,6 +72,12 @@ class Unreadable(click.ClickException):
     exit_code = 2
 
 
+class Unreachable(click.ClickException):
+    """Prefect does not answer."""
+
+    exit_code = 5
+
+
 class Unwritable(click.ClickException):
     """The folder for jobs cannot be written."""
 
@@ -86,6 +97,7 @@ Examples:
   bitfount-flows train job.yaml --set training.epochs=20 --set model.hyperparameters.lr=0.001
   bitfount-flows train job.yaml --job-id nightly --json
   bitfount-flows train job.yaml --job-id nightly      # continues it, if it was stopped
+  bitfount-flows train examples/hospitals/job.yaml    # federated: the job file lists pods
 """
 )
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.yaml")
@@ -99,6 +111,13 @@ Examples:
     show_envvar=True,
     help="MLflow server or database. Default: in --home.",
 )
+@click.option(
+    "--store",
+    envvar="BITFOUNT_STORE",
+    show_envvar=True,
+    metavar="URL",
+    help="Where deployed pods are met, unless JOB.yaml says it: a folder, or a URL such as s3://bucket/federation.",
+)
 @home_option
 @json_option
 @verbose_option
@@ -107,32 +126,61 @@ def train(
     overrides: tuple[str, ...],
     job_id: str | None,
     tracking_uri: str | None,
+    store: str | None,
     home: Path,
     as_json: bool,
     verbose: bool,
 ) -> int:
-    """Train the model of JOB.yaml, evaluate it, predict, and record all of it in MLflow."""
+    """Train the model of JOB.yaml, on rows of this machine or over pods; evaluate it, predict, record all of it in MLflow."""
     if not job_file.is_file():
         raise Unreadable(f"cannot read the job file {job_file}: No such file")
     with command(home, as_json=as_json, verbose=verbose) as surroundings:
-        from flows import run
-        from flows.console import program, show_summary
+        from flows.console import program
         from flows.settings import read_job
         from flows.workspace import new_job_id
 
         job = read_job(job_file, overrides)
         job_id = job_id or new_job_id(job.name)
+        given = sys.argv[1:] if "--job-id" in sys.argv else [*sys.argv[1:], "--job-id", job_id]
+        again = f"{program()} {shlex.join(given)}"
         try:
-            summary = run.train(job, job_id, tracking_uri, surroundings)
+            summary = trained(job, job_id, tracking_uri, store, surroundings)
         except KeyboardInterrupt:
-            given = sys.argv[1:] if "--job-id" in sys.argv else [*sys.argv[1:], "--job-id", job_id]
-            again = f"{program()} {shlex.join(given)}"
             surroundings.view.say(f"\nstopped; nothing that was finished is lost. Continue with:\n  {again}")
             raise
-        show_summary(surroundings.view, summary)
+        except Exception as error:
+            if exit_code(error) == EXIT_CODES["FederationError"]:
+                surroundings.view.say(f"\nnothing that was finished is lost. Continue with:\n  {again}")
+            raise
     if as_json:
         click.echo(json.dumps(summary))
     return 0 if summary["mlflow_run_id"] else NOT_RECORDED
+
+
+def trained(
+    job: LocalJob | FederatedJobFile,
+    job_id: str,
+    tracking_uri: str | None,
+    store: str | None,
+    surroundings: Surroundings,
+) -> dict[str, Any]:
+    """Runs a job of either kind and shows its summary."""
+    from tasks.job import LocalJob
+
+    if isinstance(job, LocalJob):
+        from flows import run
+        from flows.console import show_summary
+
+        summary = run.train(job, job_id, tracking_uri, surroundings)
+        show_summary(surroundings.view, summary)
+        return summary
+    from flows import federated_run
+    from flows.federated_console import FederatedView, show_federated_summary
+
+    view = FederatedView(surroundings.view.stream)
+    summary = federated_run.train(job, job_id, tracking_uri, replace(surroundings, view=view), store)
+    show_federated_summary(view, summary)
+    return summary
 
 
 @cli.command(
@@ -191,6 +239,36 @@ def predict(job_id: str, data: str, out: Path, home: Path, as_json: bool, verbos
         surroundings.view.say(f"{result['rows']} predictions in {result['predictions']}")
     if as_json:
         click.echo(json.dumps(result))
+    return 0
+
+
+@cli.group()
+def pod() -> None:
+    """What a data owner does: serve a pod beside the private rows."""
+
+
+@pod.command(
+    epilog="""\b
+Examples:
+  export PREFECT_API_URL=http://prefect.example.org:4200/api
+  bitfount-flows pod serve POD.yaml
+"""
+)
+@click.argument("pod_file", type=click.Path(path_type=Path), metavar="POD.yaml")
+@home_option
+@verbose_option
+def serve(pod_file: Path, home: Path, verbose: bool) -> int:
+    """Register the pod of POD.yaml as pod/NAME with the Prefect server of PREFECT_API_URL, and take part in jobs.
+
+    Only outbound connections are made: to the Prefect server and to the store that POD.yaml names. Ctrl-C ends it.
+    """
+    from flows.pod_server import serve_pod
+    from flows.prefect_server import ServerError
+
+    try:
+        serve_pod(pod_file, home, verbose=verbose, say=click.echo)
+    except ServerError as error:
+        raise Unreachable(str(error)) from error
     return 0
 
 
@@ -253,8 +331,7 @@ def main() -> None:
 
 def report(error: Exception, verbose: bool) -> int:
     """Prints an error for people and gives its exit code."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    code = next((EXIT_CODES[name] for name in names if name in EXIT_CODES), UNEXPECTED)
+    code = exit_code(error)
     if verbose:
         traceback.print_exception(error)
     if code == UNEXPECTED:
@@ -262,6 +339,12 @@ def report(error: Exception, verbose: bool) -> int:
     else:
         click.echo(f"error: {error}", err=True)
     return code
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of an error: that of the nearest class that has one."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((EXIT_CODES[name] for name in names if name in EXIT_CODES), UNEXPECTED)
 
 
 if __name__ == "__main__":

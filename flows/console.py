@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +18,7 @@ TITLES = {
     "fit": "training",
     "evaluate": "evaluating on the test rows",
     "predict": "predicting",
+    "compare": "training on each pod alone, and on all rows pooled",
     "plots": "drawing plots",
     "record": "recording in MLflow",
     "register": "registering the model",
@@ -32,29 +33,19 @@ class RunView:
     """
 
     def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
         self.console = Console(file=stream, soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._began = time.monotonic()
 
-    def __enter__(self) -> RunView:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[metrics]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self._bar.start()
+            self._resume_bar()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._pause_bar()
 
     def on_event(self, event: str, values: dict[str, Any]) -> None:
         """Shows one event of `tasks.progress`."""
@@ -107,6 +98,25 @@ class RunView:
     def _tracking(self, values: dict[str, Any]) -> None:
         self.say(f"! {values['error']}")
 
+    def _resume_bar(self) -> None:
+        self._task = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._bar.start()
+
+    def _pause_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
     def _drop_bar(self) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
@@ -125,9 +135,15 @@ def show_summary(view: RunView, summary: dict[str, Any]) -> None:
     """Prints what came out, where it is, and how to look at it."""
     view.say("")
     show_metrics(view, summary["name"], summary["metrics"], summary["test_rows"])
+    show_files(view, summary)
+
+
+def show_files(view: RunView, summary: dict[str, Any]) -> None:
+    """Prints where things are, and how to look at them."""
     lines = {
         "job": summary["job_id"],
         "weights": f"{summary['weights']}\n             sha256 {summary['weights_sha256']}",
+        "best": summary.get("best"),
         "predictions": summary["predictions"],
         "test rows": summary["test_predictions"],
         "MLflow run": summary["mlflow_run_id"] or "not recorded yet: MLflow could not be reached",

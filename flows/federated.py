@@ -1,25 +1,18 @@
-"""The order of a federated job, at the modeller: join, rounds, evaluate, predict, keep; each step a task."""
+"""The order of a federated job, at the modeller: join, rounds, evaluate, predict, compare, keep; each step a task."""
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
-from bitfount_model import BitfountModelReference
-from bitfount_model.errors import ConfigurationError, QuorumError, SupersededError
-from bitfount_model.federation.job import FederatedJob
-from bitfount_model.reference import argument_problems, load_model_class
-from flows.deployed_pods import DeployedPods
-from flows.embedded_pods import EmbeddedPods
-from flows.settings import read_pod
+from bitfount_model.errors import QuorumError
+from flows.federated_session import embedded_pods, session_of
+from tasks.federated.compare import compare
 from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
 from tasks.federated.finish import (
@@ -29,15 +22,26 @@ from tasks.federated.finish import (
     collect_predictions,
     keep_weights,
 )
-from tasks.federated.job_file import FederatedJobFile, check_federated_job, federated_job_to_json, job_for_pods
+from tasks.federated.job_file import FederatedJobFile, check_federated_job
+from tasks.federated.pages import pages
+from tasks.federated.plot import plot_federation
+from tasks.federated.record import LiveRounds
+from tasks.federated.recording import record_end, recorded
 from tasks.federated.rounds import Rounds
 from tasks.federated.start import initialise, join_pods
-from tasks.initialise import as_json
-from tasks.progress import tell
+from tasks.progress import listening, stage, tell
+from tasks.recording import Tracking, live_metrics
+from tasks.register import register
 from tasks.step import reference, step
-from tasks.store import Store
+from tasks.store import Store, read_manifest
 
 Value = TypeVar("Value")
+
+PHASES = {
+    "evaluate": (ask_for_evaluation, collect_evaluation),
+    "predict": (ask_for_predictions, collect_predictions),
+}
+"""What comes after the last round: how pods are asked, how their answers are collected."""
 
 
 @flow(name="federated_training", flow_run_name="{job_id}", validate_parameters=False, persist_result=False)
@@ -56,37 +60,42 @@ def federated_training(
     Returns:
         The steps' manifests by name. A job that too few pods answered ends in the state `BelowQuorum`.
     """
-    asked = check_federated_job(job)
+    asked, store = check_federated_job(job), Store(store_url)
+    steps = [*pod_steps(asked), *(["compare"] if asked.compare else []), "plots"]
+    done: dict[str, Any] = {}
     try:
-        with session_of(asked, job_id, Store(store_url), Exchange(exchange_url)) as federation:
-            return run(federation)
+        with end_recorded(store, Tracking(**tracking)):
+            if any(read_manifest(store, name) is None for name in pod_steps(asked)):
+                with session_of(asked, job_id, store, Exchange(exchange_url)) as federation:
+                    ask_pods(federation, tracking, steps)
+            done |= {name: reference(found) for name in steps if (found := read_manifest(store, name)) is not None}
+            finish(asked, store, tracking, steps, done)
     except QuorumError as error:
         return Failed(name="BelowQuorum", message=str(error), data=error)
-
-
-def run(federation: Federation) -> dict[str, Any]:
-    """All steps of a job, in their order."""
-    done: dict[str, Any] = {}
-    reach, job = federation.reach, federation.job
-    tell("begin", {"step": "join"})
-    reach.work()
-    joined = task("join", lambda: join_pods(federation))
-    tell("joined", joined)
-    reach.work()
-    done["initialise"] = task("initialise", lambda: reference(initialise(federation)))
-    tell("end", {"step": "join"})
-    rounds = Rounds(federation)
-    train(federation, rounds)
-    done["fit"] = task("keep weights", lambda: reference(keep_weights(federation, rounds)))
-    if job.wants_evaluation:
-        ask_for_evaluation(federation, rounds.weights)
-        reach.work()
-        done["evaluate"] = task("evaluate", lambda: reference(collect_evaluation(federation)))
-    if job.wants_predictions:
-        ask_for_predictions(federation, rounds.weights)
-        reach.work()
-        done["predict"] = task("predict", lambda: reference(collect_predictions(federation)))
     return done
+
+
+def ask_pods(federation: Federation, tracking: dict[str, Any], steps: list[str]) -> None:
+    """The steps that pods take part in, in their order."""
+    reach, store, done = federation.reach, federation.store, dict[str, Any]()
+    with stage("initialise", done):
+        reach.work()
+        joined = task("join", lambda: join_pods(federation))
+        tell("joined", joined)
+        reach.work()
+        done["initialise"] = task("initialise", lambda: reference(initialise(federation, joined["missing"])))
+    recorded(store.url, tracking, flow_run.get_id(), steps)
+    rounds = Rounds(federation)
+    with stage("fit", done), live_metrics(store.url, Tracking(**tracking), LiveRounds, "round_closed") as to_mlflow:
+        with listening(to_mlflow), pages(federation.job) as to_prefect, listening(to_prefect):
+            train(federation, rounds)
+        done["fit"] = task("keep weights", lambda: reference(keep_weights(federation, rounds)))
+    for name in [name for name in PHASES if name in steps]:
+        ask, collect = PHASES[name]
+        with stage(name, done):
+            ask(federation, rounds.weights)
+            reach.work()
+            done[name] = task(name, lambda collect=collect: reference(collect(federation)))
 
 
 def train(federation: Federation, rounds: Rounds) -> None:
@@ -100,6 +109,28 @@ def train(federation: Federation, rounds: Rounds) -> None:
         tell("round_closed", aggregate(number))
 
 
+def finish(
+    asked: FederatedJobFile, store: Store, tracking: dict[str, Any], steps: list[str], done: dict[str, Any]
+) -> None:
+    """What the modeller does alone."""
+    if asked.compare:
+        with stage("compare", done):
+            done["compare"] = task("compare", lambda: reference(compare(store, embedded_pods(asked))))
+    with stage("plots", done):
+        done["plots"] = task("plot", lambda: reference(plot_federation(store)))
+    with stage("record", done):
+        done["record"] = recorded(store.url, tracking, flow_run.get_id(), steps)
+    if asked.register and done["record"]:
+        with stage("register", done):
+            done["register"] = register(store.url, tracking["uri"], asked.register)
+
+
+def pod_steps(asked: FederatedJobFile) -> list[str]:
+    """The steps that pods take part in."""
+    wanted = {"evaluate": asked.operation != "predict", "predict": asked.predict or asked.operation == "predict"}
+    return ["initialise", "fit", *(name for name in PHASES if wanted[name])]
+
+
 def task(name: str, body: Callable[[], Value]) -> Value:
     """Runs a step of the modeller as a task of that name."""
     result: Value = step(name, name)(body)()
@@ -107,69 +138,13 @@ def task(name: str, body: Callable[[], Value]) -> Value:
 
 
 @contextmanager
-def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exchange) -> Iterator[Federation]:
-    """Begins a session of the job: publishes it, reaches the pods, and sends them home at the end, whatever it is.
-
-    Raises:
-        ConfigurationError: the job cannot be asked of pods.
-        ModelFileError: the model's source cannot be used.
-    """
-    source = store.get("model.py") if store.has("model.py") else model_source(asked)
-    pods = [read_pod(Path(path)).pod() for path in asked.pods] if asked.is_embedded else []
-    job = job_for_pods(asked, job_id, [pod.name for pod in pods] or asked.pods, source)
-    check_hyperparameters(job, source)
-    store.put("job.json", as_json(federated_job_to_json(asked)))
-    exchange.publish(job, source)
-    number = exchange.begin_session({"host": socket.gethostname(), "user": getpass.getuser(), "process": os.getpid()})
-    reach: EmbeddedPods | DeployedPods = (
-        EmbeddedPods(sorted(pods, key=lambda pod: pod.name), exchange, number)
-        if asked.is_embedded
-        else DeployedPods(job.pods, job_id, exchange, number)
-    )
-    pretrained = asked.training["pretrained_file"]
-    federation = Federation(
-        job=job,
-        name=asked.name,
-        experiment=asked.experiment,
-        source=source,
-        store=store,
-        exchange=exchange,
-        session=number,
-        reach=reach,
-        pretrained=None if pretrained is None else Path(pretrained).read_bytes(),
-        require_all_pods=asked.federation["require_all_pods"],
-    )
-    state, reason = "failed", "the modeller's process ended"
+def end_recorded(store: Store, tracking: Tracking) -> Iterator[None]:
+    """A job that fails or is interrupted says so in MLflow too."""
     try:
-        reach.begin()
-        yield federation
-        state, reason = "finished", ""
-    except QuorumError as error:
-        state, reason = "below_quorum", str(error)
+        yield
+    except KeyboardInterrupt:
+        record_end(store, tracking, "interrupted", interrupted=True)
         raise
-    except SupersededError as error:
-        state, reason = "superseded", str(error)
+    except Exception as error:
+        record_end(store, tracking, f"{type(error).__name__}: {error}", interrupted=False)
         raise
-    except BaseException as error:
-        state, reason = "failed", f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        exchange.end_session(number, state, reason)
-
-
-def model_source(asked: FederatedJobFile) -> bytes:
-    """The bytes of the model's source."""
-    where = asked.model.get("file") or asked.model["reference"]
-    return BitfountModelReference(where, model_version=asked.model["version"]).source()
-
-
-def check_hyperparameters(job: FederatedJob, source: bytes) -> None:
-    """Refuses hyperparameters that the model does not take, before any pod is asked.
-
-    Raises:
-        ConfigurationError: lists all of them.
-    """
-    cls = load_model_class(source, job.model_class)
-    given = {"datastructure": None, "schema": None, **job.hyperparameters}
-    if problems := list(argument_problems(cls, given)):
-        raise ConfigurationError(f"{cls.__name__} cannot be constructed: {'; '.join(problems)}.")

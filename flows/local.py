@@ -15,7 +15,7 @@ from tasks.fit import fit
 from tasks.initialise import initialise_model
 from tasks.plot import plot
 from tasks.predict import predict, predict_rows
-from tasks.progress import listening, tell
+from tasks.progress import listening, stage, tell
 from tasks.recording import Tracking, live_metrics, record, record_end
 from tasks.register import register
 
@@ -104,14 +104,6 @@ def recorded(store_url: str, tracking: dict[str, Any], steps: list[str]) -> dict
         tell("tracking", {"error": str(error)})
         return None
     return manifest
-
-
-@contextmanager
-def stage(name: str, done: dict[str, Any]) -> Iterator[None]:
-    """Tells when a step begins and ends."""
-    tell("begin", {"step": name})
-    yield
-    tell("end", {"step": name, "values": (done[name] or {}).get("values", {})})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from flows.console import RunView, program
 from flows.environment import prepare
 from flows.prefect_server import PrefectServer, ServerError, require_answer
 from flows.workspace import Workspace, continued, only_once
-from tasks.job import LocalJob, to_json
+from tasks.job import LocalJob, to_json, with_seed
 from tasks.mlflow_client import without_password
 from tasks.progress import listening
 from tasks.store import read_manifest
@@ -60,20 +60,24 @@ def train(job: LocalJob, job_id: str, tracking_uri: str | None, surroundings: Su
     workspace.prepare()
     store = workspace.store(job_id)
     uri = tracking_uri or workspace.tracking_uri
-    shown_uri = without_password(uri)  # Prefect keeps a flow's parameters
-    tracking = {
-        "uri": shown_uri,
-        "experiment": job.experiment,
-        "artifact_root": None if tracking_uri else str(workspace.artifacts),
-    }
+    tracking = tracking_of(workspace, job.experiment, tracking_uri)
     with only_once(Path(store.url)):
-        job = continued(job, store)
+        job = continued(job, store, with_seed, to_json)
         surroundings.view.say(f"job {job_id}: starting …")
         with tracked_at(uri), surroundings.ready(), listening(surroundings.view.on_event):
             from flows.local import local_training
 
             done: dict[str, Any] = local_training(to_json(job), job_id, store.url, tracking)
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
+
+
+def tracking_of(workspace: Workspace, experiment: str, tracking_uri: str | None) -> dict[str, str | None]:
+    """The fields of `tasks.recording.Tracking`; no password, as Prefect keeps a flow's parameters."""
+    return {
+        "uri": without_password(tracking_uri or workspace.tracking_uri),
+        "experiment": experiment,
+        "artifact_root": None if tracking_uri else str(workspace.artifacts),
+    }
 
 
 def evaluate(job_id: str, data: dict[str, Any] | None, surroundings: Surroundings) -> dict[str, Any]:
@@ -135,11 +139,6 @@ def summarise(
         return store.location(files[role]["name"]) if role in files else None
 
     recorded, registered = done.get("record"), done.get("register")
-    ui = (
-        f"{program()} ui --home {shlex.quote(str(workspace.home))}"
-        if tracking_uri is None
-        else f"open {without_password(tracking_uri)}"
-    )
     return {
         "job_id": job_id,
         "name": job.name,
@@ -150,13 +149,23 @@ def summarise(
         "weights_sha256": done["fit"]["values"]["weights_sha256"],
         "predictions": path_of("predict", "predictions"),
         "test_predictions": path_of("evaluate", "predictions"),
-        "registered": f"{registered['values']['name']} version {registered['values']['version']}"
-        if registered
-        else None,
+        "registered": version_text(registered),
         "seconds": round(seconds, 2),
         "tracking_uri": without_password(tracking_uri or workspace.tracking_uri),
-        "ui_command": ui,
+        "ui_command": ui_command(workspace, tracking_uri),
     }
+
+
+def version_text(registered: dict[str, Any] | None) -> str | None:
+    """A registered model for people, from the manifest of the step `register`."""
+    return f"{registered['values']['name']} version {registered['values']['version']}" if registered else None
+
+
+def ui_command(workspace: Workspace, tracking_uri: str | None) -> str:
+    """How a user looks at the runs."""
+    if tracking_uri is None:
+        return f"{program()} ui --home {shlex.quote(str(workspace.home))}"
+    return f"open {without_password(tracking_uri)}"
 
 
 @contextmanager

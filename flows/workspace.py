@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
-from tasks.job import NAME, LocalJob, to_json, with_seed
+from tasks.job import NAME
 from tasks.store import Store
+
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,34 @@ def new_job_id(name: str) -> str:
     return f"{name[:50]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def continued(job: LocalJob, store: Store) -> LocalJob:
+class Seeded(Protocol[Job]):
+    """How a kind of job gets its seed: its own, else the one given, else one from the operating system."""
+
+    def __call__(self, job: Job, seed: int | None = None) -> Job:
+        """The same job with a seed."""
+
+
+def continued(job: Job, store: Store, seeded: Seeded[Job], as_json: Callable[[Job], Any]) -> Job:
     """The job with its seed; for a job id that has been used, with the seed that it began with.
+
+    Args:
+        job: a local or a federated one.
+        store: the job's own.
+        seeded: gives it a seed.
+        as_json: how it is kept.
 
     Raises:
         ConfigurationError: the id belongs to another job.
         IntegrityError: the job that is kept was changed.
     """
     if not store.has("job.json"):
-        return with_seed(job)
+        return seeded(job)
     try:
         began: dict[str, Any] = json.loads(store.get("job.json"))
-        now = with_seed(job, seed=began["training"]["seed"])
+        now = seeded(job, seed=began["training"]["seed"])
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"job.json in {store.url} is not what a job wrote. Use another job id.") from error
-    if different := sorted(_different(began, to_json(now))):
+    if different := sorted(_different(began, as_json(now))):
         raise ConfigurationError(
             f"the job id {Path(store.url).name!r} belongs to a job with other settings ({', '.join(different)} differ);"
             " use another --job-id, or none, for a new job"

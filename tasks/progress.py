@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -27,3 +27,16 @@ def tell(event: str, values: dict[str, Any]) -> None:
     """Reports an event to whoever listens."""
     for listener in _listeners.get():
         listener(event, values)
+
+
+@contextmanager
+def stage(name: str, done: Mapping[str, Any]) -> Iterator[None]:
+    """Tells when a step begins and ends.
+
+    Args:
+        name: of the step.
+        done: where its manifest will be found at the end.
+    """
+    tell("begin", {"step": name})
+    yield
+    tell("end", {"step": name, "values": (done[name] or {}).get("values", {})})

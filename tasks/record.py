@@ -120,9 +120,9 @@ def mark_failed(
     return str(replay(store, contents, tracking_uri, experiment, artifact_root, status).info.run_id)
 
 
-def finished_steps(store: Store) -> dict[str, Manifest]:
-    """Step -> manifest, of the steps that have finished, in their order."""
-    return {step: manifest for step in STEPS if (manifest := read_manifest(store, step)) is not None}
+def finished_steps(store: Store, steps: Sequence[str] = STEPS) -> dict[str, Manifest]:
+    """Step -> manifest, of those steps that have finished, in their order."""
+    return {step: manifest for step in steps if (manifest := read_manifest(store, step)) is not None}
 
 
 def replay(

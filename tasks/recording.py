@@ -69,9 +69,18 @@ def record_end(store_url: str, tracking: Tracking, reason: str, *, interrupted: 
 
 
 @contextmanager
-def live_metrics(store_url: str, tracking: Tracking) -> Iterator[Listener]:
-    """A listener that sends each epoch to MLflow while training runs; what it cannot send is replayed by `record`."""
-    live = LiveMetrics(
+def live_metrics(
+    store_url: str, tracking: Tracking, kind: type[LiveMetrics] = LiveMetrics, of: str = "epoch"
+) -> Iterator[Listener]:
+    """A listener that sends records to MLflow while training runs; what it cannot send is replayed by `record`.
+
+    Args:
+        store_url: the job's store.
+        tracking: where MLflow is.
+        kind: of records.
+        of: the event that brings one.
+    """
+    live = kind(
         Store(store_url),
         tracking_uri=tracking.uri,
         experiment=tracking.experiment,
@@ -79,7 +88,7 @@ def live_metrics(store_url: str, tracking: Tracking) -> Iterator[Listener]:
     )
 
     def listener(event: str, values: dict[str, Any]) -> None:
-        if event == "epoch":
+        if event == of:
             live.put(values)
 
     try:

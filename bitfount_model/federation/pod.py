@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -181,6 +182,16 @@ class PodSession:
         return Rows(
             len(split.train), len(split.validation), len(split.test), hashlib.sha256(named.encode()).hexdigest()
         )
+
+    def table(self) -> tuple[pd.DataFrame, SplitIndices]:
+        """The rows as the source gives them and how they are split, for whoever may see them.
+
+        Raises:
+            DataError: the rows cannot be read or split.
+        """
+        structure = self._datastructure
+        frame = self.pod.source.read(structure.table_for(self.pod.name), structure.query_for(self.pod.name))
+        return frame, self._split(structure.transform(frame))
 
     def prepare(self, schema: BitfountSchema, preparation: Preparation) -> None:
         """Builds model and loaders with the encoding that all pods share.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitfount_model.data import BitfountSchema
+from tasks.federated.compare import comparison_rows
 from tasks.federated.round_record import RoundRecord
 from tasks.run_contents import (
     DIGEST,
@@ -232,6 +233,8 @@ def job_note(
         lines += [f"**Weights** `{manifests['fit'].values['weights_sha256'][:16]}…`{best_text(manifests['fit'])}", ""]
     if "evaluate" in manifests:
         lines += result_table(manifests["evaluate"].values)
+    if "compare" in manifests:
+        lines += comparison_table(manifests["compare"].values)
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
     return "\n".join(lines)
 
@@ -264,6 +267,15 @@ def result_table(evaluated: Mapping[str, Any]) -> list[str]:
         shown = [figure(value), *(figure(evaluated["by_pod"][pod].get(name)) for pod in pods)]
         lines.append(f"| {cell(name)} | {' | '.join(shown)} |")
     return ["**Result** on the pods' test rows, averaged over rows", "", *lines, ""]
+
+
+def comparison_table(values: Mapping[str, Any]) -> list[str]:
+    """What federating was worth, as a Markdown table."""
+    names = list(values["federated"])
+    lines = [f"| trained on | {' | '.join(map(cell, names))} |", f"|{'---|' * (len(names) + 1)}"]
+    for who, metrics in comparison_rows(values):
+        lines.append(f"| {cell(who)} | {' | '.join(figure(metrics.get(name)) for name in names)} |")
+    return ["**Comparison** on the test rows of all pods", "", *lines, ""]
 
 
 def pod_note(pod: str, made: Mapping[str, Any], evaluated: Mapping[str, Any], records: Sequence[RoundRecord]) -> str:

@@ -63,13 +63,13 @@ def collect_evaluation(federation: Federation) -> Manifest:
     together = MetricSums({})
     for sums in answers.values():
         together = together.add(sums)
-    rows = require(store, "initialise").values["rows_by_pod"]
     tested = {pod: sums for pod, sums in answers.items() if sums.sums}
+    rows = {pod: found.rows.test for pod in tested if (found := exchange.joined(pod)) is not None}
     values = {
-        "metrics": _finite(together.mean()),
-        "by_pod": {pod: _finite(sums.mean()) for pod, sums in tested.items()},
-        "rows_by_pod": {pod: rows.get(pod, {}).get("test", 0) for pod in tested},
-        "rows": sum(rows.get(pod, {}).get("test", 0) for pod in tested),
+        "metrics": as_numbers(together.mean()),
+        "by_pod": {pod: as_numbers(sums.mean()) for pod, sums in tested.items()},
+        "rows_by_pod": rows,
+        "rows": sum(rows.values()),
         "missing": collector.missing,
     }
     exchange.close(EVALUATION)
@@ -122,5 +122,6 @@ def _with_preparation(store: Store, parameters: dict[str, Any]) -> bytes:
     return to_safetensors(parameters, first.preparation)
 
 
-def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+def as_numbers(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON has them: None where one is not defined."""
     return {name: finite(value) for name, value in metrics.items()}

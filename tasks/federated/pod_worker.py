@@ -184,9 +184,7 @@ class PodWorker:
         with timeout(session.job.deadline_seconds, timeout_exc_type=TimeoutError), listening(on_event):
             update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
         self.exchange.put_update(update)
-        rate = update.weight / update.seconds if update.seconds else 0.0
-        values = {"pod": pod, "round": round_number, "rows": update.weight, "rows_per_second": rate}
-        tell("pod_fitted", {**values, "metrics": update.metrics.mean(), "train_loss": update.train_loss})
+        tell("pod_fitted", {"pod": pod, "round": round_number, "rows": update.weight})
         return {"pod": pod, "round": round_number, "seconds": round(update.seconds, 4)}
 
     def _evaluate(self, pod: str) -> None:

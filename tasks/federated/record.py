@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+STEPS = ("initialise", "fit", "evaluate", "predict", "compare", "plots")
+"""Of a federated job, in their order; not every job has all of them."""
+
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -47,7 +50,7 @@ def record_federation(store: Store, tracking: Tracking, prefect_run: str | None,
         ConfigurationError: the job has not been initialised.
         TrackingError: MLflow cannot be reached, or refuses; the same call later goes on.
     """
-    manifests = finished_steps(store)
+    manifests = finished_steps(store, STEPS)
     kept = read_manifest(store, "record")
     place = without_password(tracking.uri)
     if kept is not None and kept.values["tracking_uri"] == place and set(manifests) <= set(kept.values["steps"]):
@@ -73,7 +76,7 @@ def mark_ended(store: Store, tracking: Tracking, reason: str, *, interrupted: bo
     Raises:
         TrackingError: MLflow cannot be reached, or refuses.
     """
-    manifests = finished_steps(store)
+    manifests = finished_steps(store, STEPS)
     if "initialise" in manifests and read_manifest(store, "record") is None:
         replay_all(store, tracking, manifests, "KILLED" if interrupted else "FAILED", None, reason)
 

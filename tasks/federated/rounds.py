@@ -25,6 +25,7 @@ from tasks.federated.round_record import (
     state_after,
     write_record,
 )
+from tasks.progress import tell
 from tasks.session import require, threads
 from tasks.store import Reference
 
@@ -202,8 +203,15 @@ class Gathered:
                 self._unusable[pod] = f"{type(error).__name__}: {error}"
                 continue
             self.notes[pod] = note
+            tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
             self.norms[pod] = norm_of(update.delta)
             yield update
+
+
+def answer_values(note: UpdateNote) -> dict[str, Any]:
+    """What people see of an update while the round runs."""
+    rate = note.weight / note.seconds if note.seconds else 0.0
+    return {"rows_per_second": rate, "metrics": note.metrics.mean(), "train_loss": note.train_loss}
 
 
 def norm_of(delta: Parameters) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -46,8 +47,12 @@ def join_pods(federation: Federation) -> dict[str, Any]:
     return {"joined": list(joined), "missing": collector.missing}
 
 
-def initialise(federation: Federation) -> Manifest:
+def initialise(federation: Federation, absent: Mapping[str, str]) -> Manifest:
     """Merges the pods' statistics, makes the first parameters and keeps what later steps need, unless that has been done.
+
+    Args:
+        federation: whose pods have joined.
+        absent: pod -> why it did not join, where that is known.
 
     Raises:
         QuorumError: too few pods sent statistics.
@@ -68,7 +73,11 @@ def initialise(federation: Federation) -> Manifest:
         check_classes(model)
         if federation.pretrained is not None:
             model.update_params(read_weights(federation.pretrained, model.get_param_states(), True).parameters)
-    manifest = keep(federation, model, schema, preparation, joined)
+    missing = {
+        **{pod: absent.get(pod, "it did not join") for pod in federation.job.pods if pod not in joined},
+        **missing,
+    }
+    manifest = keep(federation, model, schema, preparation, joined, missing)
     exchange.put_start(_start_of(federation, manifest, schema))
     return manifest
 
@@ -93,6 +102,7 @@ def keep(
     schema: BitfountSchema,
     preparation: Preparation,
     joined: dict[str, Joined],
+    missing: dict[str, str],
 ) -> Manifest:
     """Writes the first artifacts and the step's manifest."""
     store, job = federation.store, federation.job
@@ -120,6 +130,8 @@ def keep(
         "data_digest": hashlib.sha256(digests.encode()).hexdigest(),
         "rows": {part: sum(counts[part] for counts in rows.values()) for part in ("train", "validation", "test")},
         "rows_by_pod": rows,
+        "pods": list(job.pods),
+        "missing": missing,
         "columns": len(schema.columns),
         "features": model.datastructure.input_size,
         "targets": model.datastructure.targets,

@@ -1,0 +1,108 @@
+"""One start of a federated job at the modeller: the job is checked and published, pods are reached, and sent home at the end."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitfount_model import BitfountModelReference
+from bitfount_model.errors import ConfigurationError, QuorumError, SupersededError
+from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.pod import Pod
+from bitfount_model.reference import argument_problems, load_model_class
+from flows.deployed_pods import DeployedPods
+from flows.embedded_pods import EmbeddedPods
+from flows.settings import read_pod
+from tasks.federated.exchange import Exchange
+from tasks.federated.federation import Federation
+from tasks.federated.job_file import FederatedJobFile, federated_job_to_json, job_for_pods
+from tasks.initialise import as_json
+from tasks.store import Store
+
+
+@contextmanager
+def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exchange) -> Iterator[Federation]:
+    """Begins a session of the job: publishes it, reaches the pods, and sends them home at the end, whatever it is.
+
+    Raises:
+        ConfigurationError: the job cannot be asked of pods.
+        ModelFileError: the model's source cannot be used.
+    """
+    source = store.get("model.py") if store.has("model.py") else model_source(asked)
+    pods = embedded_pods(asked)
+    job = job_for_pods(asked, job_id, [pod.name for pod in pods] or asked.pods, source)
+    check_hyperparameters(job, source)
+    store.put("job.json", as_json(federated_job_to_json(asked)))
+    exchange.publish(job, source)
+    number = exchange.begin_session({"host": socket.gethostname(), "user": getpass.getuser(), "process": os.getpid()})
+    pretrained = asked.training["pretrained_file"]
+    reach = EmbeddedPods(pods, exchange, number) if pods else DeployedPods(job.pods, job_id, exchange, number)
+    federation = Federation(
+        job=job,
+        name=asked.name,
+        experiment=asked.experiment,
+        source=source,
+        store=store,
+        exchange=exchange,
+        session=number,
+        reach=reach,
+        pretrained=None if pretrained is None else Path(pretrained).read_bytes(),
+        require_all_pods=asked.federation["require_all_pods"],
+    )
+    with ended(exchange, number):
+        reach.begin()
+        yield federation
+
+
+@contextmanager
+def ended(exchange: Exchange, session: int) -> Iterator[None]:
+    """Says in the exchange how the session ended."""
+    state, reason = "failed", "the modeller's process ended"
+    try:
+        yield
+        state, reason = "finished", ""
+    except QuorumError as error:
+        state, reason = "below_quorum", str(error)
+        raise
+    except SupersededError as error:
+        state, reason = "superseded", str(error)
+        raise
+    except BaseException as error:
+        state, reason = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        exchange.end_session(session, state, reason)
+
+
+def embedded_pods(asked: FederatedJobFile) -> list[Pod]:
+    """The pods of a job that run in this process, in the order of their names; none if they are deployed.
+
+    Raises:
+        ConfigurationError: a pod's file cannot be used.
+        DataSourceError: a pod's rows are not there.
+    """
+    if not asked.is_embedded:
+        return []
+    return sorted((read_pod(Path(path)).pod() for path in asked.pods), key=lambda pod: pod.name)
+
+
+def model_source(asked: FederatedJobFile) -> bytes:
+    """The bytes of the model's source."""
+    where = asked.model.get("file") or asked.model["reference"]
+    return BitfountModelReference(where, model_version=asked.model["version"]).source()
+
+
+def check_hyperparameters(job: FederatedJob, source: bytes) -> None:
+    """Refuses hyperparameters that the model does not take, before any pod is asked.
+
+    Raises:
+        ConfigurationError: lists all of them.
+    """
+    cls = load_model_class(source, job.model_class)
+    given = {"datastructure": None, "schema": None, **job.hyperparameters}
+    if problems := list(argument_problems(cls, given)):
+        raise ConfigurationError(f"{cls.__name__} cannot be constructed: {'; '.join(problems)}.")
