@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import State
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from tasks.federated.exchange import JOIN, Exchange
 from tasks.progress import tell
@@ -23,6 +26,8 @@ HERE_SECONDS = 5.0
 """How long pods of an earlier session have to say that they are still up."""
 STARTS = 5
 """How often a pod is started in one session."""
+PATIENCE_SECONDS = 120.0
+"""How long a Prefect server that does not answer is asked again to start a pod."""
 UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError, OSError)
 
 
@@ -31,16 +36,17 @@ class Started:
     """A pod's flow run in this session.
 
     Attributes:
-        run: its id; None for a pod that was up already.
+        run: its id; None where it is not known.
         starts: how often the pod was started.
         ended: why its last run will not answer; None while it may.
-        away: whether it has missed a deadline.
+        missed: the phase that it missed the deadline of, and has given no sign of life since.
+        looked: when Prefect was asked for the run's state.
     """
 
     run: UUID | None = None
     starts: int = 0
     ended: str | None = None
-    away: bool = False
+    missed: str | None = None
     looked: float = 0.0
 
 
@@ -58,13 +64,16 @@ class DeployedPods:
         self._exchange = exchange
         self._job_id = job_id
         self._session = session
+        self._token = uuid4()  # a start that is tried again, as no answer came, starts one run
         self._pods = {pod: Started() for pod in pods}
 
     def begin(self) -> None:
         """Starts every pod that is not up from an earlier session."""
         up = self._still_up()
-        for pod in self._pods:
-            if pod not in up:
+        for pod, started in self._pods.items():
+            if pod in up:
+                started.run = _newest_run(self._run_name(pod))
+            else:
                 self._start(pod)
 
     def work(self) -> None:
@@ -86,15 +95,19 @@ class DeployedPods:
         return started.ended
 
     def is_away(self, pod: str) -> bool:
-        """Whether it missed a deadline and has not been heard of since."""
+        """Whether it missed a deadline, and has not answered since, however late."""
         started = self._pods[pod]
-        if started.away and self._exchange.is_here(self._session, pod):
-            started.away = False
-        return started.away
+        if started.missed is not None and (
+            self._exchange.has_answer(started.missed, pod)
+            or self._exchange.failure(started.missed, pod, self._session) is not None
+        ):
+            started.missed = None
+        return started.missed is not None
 
-    def missed(self, pod: str) -> None:
+    def missed(self, pod: str, phase: str) -> None:
         """Nobody waits for it until it is heard of."""
-        self._pods[pod].away = True
+        started = self._pods[pod]
+        started.missed = started.missed or phase
 
     def _still_up(self) -> set[str]:
         if self._session == 1:
@@ -106,18 +119,28 @@ class DeployedPods:
             threading.Event().wait(self._exchange.longest_pause)
         return set(self._pods) - waiting
 
+    def _run_name(self, pod: str) -> str:
+        return f"{self._job_id} · {pod}"
+
     def _start(self, pod: str) -> None:
         started = self._pods[pod]
         started.starts += 1
         name = f"pod/{pod}"
+        patiently = Retrying(
+            retry=retry_if_exception_type(UNREACHABLE),
+            wait=wait_exponential(multiplier=0.5, max=5),
+            stop=stop_after_delay(PATIENCE_SECONDS),
+            reraise=True,
+        )
         try:
-            run = run_deployment(
+            run = patiently(
+                run_deployment,
                 name,
                 parameters={"job_id": self._job_id},
                 timeout=0,
-                flow_run_name=f"{self._job_id} · {pod}",
+                flow_run_name=self._run_name(pod),
                 tags=[f"job:{self._job_id}"],
-                idempotency_key=f"{self._job_id}/{pod}/{self._session}/{started.starts}",
+                idempotency_key=f"{self._token}/{pod}/{started.starts}",
             )
         except ObjectNotFound:
             started.ended = (
@@ -128,7 +151,7 @@ class DeployedPods:
         except UNREACHABLE as error:
             started.ended = f"Prefect could not start {name}: {error}"
             return
-        started.run, started.ended, started.looked = run.id, None, time.monotonic()
+        self._pods[pod] = Started(run.id, started.starts, looked=time.monotonic())
         tell("pod_started", {"pod": pod, "run": str(run.id)})
 
 
@@ -137,7 +160,16 @@ def _state_of(run: UUID) -> State | None:
     try:
         with get_client(sync_client=True) as client:
             return client.read_flow_run(run).state
-    except ObjectNotFound:
+    except (ObjectNotFound, *UNREACHABLE):
         return None
+
+
+def _newest_run(name: str) -> UUID | None:
+    """The newest flow run of a name, or None where Prefect cannot be asked now."""
+    try:
+        with get_client(sync_client=True) as client:
+            wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+            runs = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+            return runs[0].id if runs else None
     except UNREACHABLE:
         return None

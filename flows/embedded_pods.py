@@ -38,5 +38,5 @@ class EmbeddedPods:
         """Never: nobody waits for a pod of this process."""
         return False
 
-    def missed(self, pod: str) -> None:
+    def missed(self, pod: str, phase: str) -> None:
         """Cannot be: see `gone`."""

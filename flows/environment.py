@@ -5,8 +5,11 @@ A variable that the user has set stays as it is. Nothing heavy is imported here:
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import MutableMapping
+import warnings
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 SERVER = {
@@ -40,3 +43,31 @@ def prepare(home: Path, *, verbose: bool, environment: MutableMapping[str, str] 
     wanted = {**SERVER, **RESULTS, **quiet_mlflow_environment(), "PREFECT_HOME": str((home / "prefect").resolve())}
     for name, value in {**wanted, **({} if verbose else QUIET)}.items():
         target.setdefault(name, value)
+
+
+@contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Keeps what packages log and warn about out of the user's way."""
+    if verbose:
+        yield
+        return
+    names = (
+        "pytorch_lightning",
+        "lightning",
+        "lightning.pytorch",
+        "mlflow",
+        "alembic",
+        "prefect",
+        "httpx",
+        "py.warnings",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = {name: logging.getLogger(name).level for name in names}
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

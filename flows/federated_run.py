@@ -50,7 +50,9 @@ def train(
         uri = tracking_uri or workspace.tracking_uri
         with tracked_at(uri), surroundings.ready(), listening(surroundings.view.on_event):
             from flows.federated import federated_training
+            from flows.stale_runs import end_stale_runs
 
+            end_stale_runs("its process was stopped", flow=federated_training.name, name=job_id)
             done: dict[str, Any] = federated_training(
                 federated_job_to_json(job),
                 job_id,

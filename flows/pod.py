@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from bitfount_model.errors import ConfigurationError, ModellerGoneError, PodError
+from bitfount_model.errors import BitfountError, ConfigurationError, ModellerGoneError, PodError
 from bitfount_model.federation.job import NAME
+from flows.environment import quiet
 from flows.settings import read_pod
 from tasks.federated.exchange import Exchange
 from tasks.federated.pod_file import PodFile
 from tasks.federated.pod_worker import PodWorker
+from tasks.progress import listening
 
 POD_FILE = "BITFOUNT_POD_FILE"
 """The environment variable that names the pod's file: whoever starts a run through Prefect cannot choose another."""
+VERBOSE = "BITFOUNT_VERBOSE"
+"""Set, the packages' logs are shown too."""
 FOLLOW_SECONDS = 0.25
 FOLLOW_REMOTE_SECONDS = 2.0
 END_SECONDS = 10.0
@@ -42,8 +48,17 @@ def pod(job_id: str) -> dict[str, Any]:
         raise ConfigurationError(f"{job_id!r} is not a job id: letters, digits, '.', '_', '-', at most 80")
     settings = read_pod(Path(os.environ[POD_FILE]))
     exchange = Exchange(f"{store_of(settings)}/{job_id}")
-    with ending_with_parent(), Follower(exchange, settings.name) as follower:
-        return take_part(settings, exchange, follower)
+    say = diary(settings.name, job_id)
+    with ending_with_parent(), quiet(VERBOSE in os.environ), Follower(exchange, settings.name) as follower:
+        say("began")
+        try:
+            with listening(lambda event, values: say(told) if (told := told_of(event, values)) else None):
+                ended = take_part(settings, exchange, follower)
+        except BitfountError as error:
+            say(f"ended: {error}")
+            raise
+        say(f"ended: {ended['state']}{f', {reason}' if (reason := ended['reason']) else ''}")
+        return ended
 
 
 def take_part(settings: PodFile, exchange: Exchange, follower: Follower) -> dict[str, Any]:
@@ -70,6 +85,23 @@ def take_part(settings: PodFile, exchange: Exchange, follower: Follower) -> dict
             return {"pod": settings.name, **found}
         if worker.has_joined:
             patience = settings.patience_seconds + worker.job.deadline_seconds
+
+
+def diary(pod: str, job_id: str) -> Callable[[str], None]:
+    """Says on the pod's own output what it does in a job; errors with their tracebacks come there too, and go nowhere else."""
+    logging.getLogger("bitfount.pod").addHandler(logging.StreamHandler())
+
+    def say(text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  pod {pod}, job {job_id}: {text}", flush=True)
+
+    return say
+
+
+def told_of(event: str, values: Mapping[str, Any]) -> str | None:
+    """A line for the owner on an event of the pod's work; None for those that say nothing new."""
+    if event == "pod_fitted":
+        return f"round {values['round']}: trained on {values['rows']:,} rows"
+    return f"{values['phase']}: failed" if event == "pod_failed" else None
 
 
 class Follower:

@@ -6,14 +6,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
+
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.policy import policy_from_json
-from flows.environment import prepare
+from flows.environment import prepare, quiet
 from flows.prefect_server import require_answer
 from flows.settings import read_pod
+from flows.workspace import only_once
+from tasks.federated.pod_file import PodFile
 
 POLL_SECONDS = "1"
 """How often Prefect is asked for new jobs."""
+LONGEST_PAUSE_SECONDS = 30.0
+"""Between two tries to reach a Prefect server that is away."""
 
 
 def serve_pod(pod_file: Path, home: Path, *, verbose: bool, say: Callable[[str], None]) -> None:
@@ -43,12 +49,42 @@ def serve_pod(pod_file: Path, home: Path, *, verbose: bool, say: Callable[[str],
     from flows import pod as pod_flow
 
     os.environ[pod_flow.POD_FILE] = str(pod_file.resolve())
+    if verbose:
+        os.environ[pod_flow.VERBOSE] = "1"
     store = pod_flow.store_of(settings)
     settings.pod()
+    with only_once(home / "pods" / settings.name), quiet(verbose):
+        say(
+            f"pod {settings.name}: serving pod/{settings.name} through {api}, meeting modellers in {store}; Ctrl-C ends it"
+        )
+        serve_for_ever(settings, say)
+
+
+def serve_for_ever(settings: PodFile, say: Callable[[str], None]) -> None:
+    """Takes part in jobs; a Prefect server that is away for long is waited for."""
     from prefect import serve
 
-    say(f"pod {settings.name}: serving pod/{settings.name} through {api}, meeting modellers in {store}; Ctrl-C ends it")
-    deployment = pod_flow.pod.to_deployment(
-        settings.name, tags=["pod"], description="A data owner's pod: takes part in one federated job per run."
-    )
-    serve(deployment, limit=settings.jobs_at_once, print_starting_message=False, pause_on_shutdown=False)
+    from flows import pod as pod_flow
+    from flows.stale_runs import end_stale_runs
+
+    def once() -> None:
+        end_stale_runs("the pod's process was stopped", flow=pod_flow.pod.name, deployment=settings.name)
+        deployment = pod_flow.pod.to_deployment(
+            settings.name, tags=["pod"], description="A data owner's pod: takes part in one federated job per run."
+        )
+        serve(deployment, limit=settings.jobs_at_once, print_starting_message=False, pause_on_shutdown=False)
+
+    def told(state: RetryCallState) -> None:
+        say(f"pod {settings.name}: Prefect does not answer; trying again …")
+
+    # What its runner raises when Prefect has not answered for minutes, after its own retries.
+    away = retry_if_exception_type((RuntimeError, ExceptionGroup, OSError, *unreachable()))
+    Retrying(retry=away, wait=wait_exponential(multiplier=1, max=LONGEST_PAUSE_SECONDS), before_sleep=told)(once)
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """What Prefect's client raises where nothing answers; imported late, as it takes long."""
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    return httpx.HTTPError, PrefectHTTPStatusError

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 
 from bitfount_model.errors import ConfigurationError, StorageError
 from flows.console import RunView, program
-from flows.environment import prepare
+from flows.environment import prepare, quiet
 from flows.prefect_server import PrefectServer, ServerError, require_answer
 from flows.workspace import Workspace, continued, only_once
 from tasks.job import LocalJob, to_json, with_seed
@@ -219,31 +217,3 @@ def drain() -> None:
 
     EventsWorker.drain_all(timeout=DRAIN_SECONDS)
     APILogWorker.drain_all(timeout=DRAIN_SECONDS)
-
-
-@contextmanager
-def quiet(verbose: bool) -> Iterator[None]:
-    """Keeps what packages log and warn about out of the user's way."""
-    if verbose:
-        yield
-        return
-    names = (
-        "pytorch_lightning",
-        "lightning",
-        "lightning.pytorch",
-        "mlflow",
-        "alembic",
-        "prefect",
-        "httpx",
-        "py.warnings",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        levels = {name: logging.getLogger(name).level for name in names}
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)

@@ -13,7 +13,7 @@ class LateArrival(PyTorchClassifierMixIn, PyTorchBitfountModel):
     No BatchNorm: its running averages would be each airport's own.
     """
 
-    def __init__(self, learning_rate: float = 0.003, width: int = 8, hidden: int = 64, dropout: float = 0.2, **kwargs):
+    def __init__(self, learning_rate: float = 0.002, width: int = 4, hidden: int = 32, dropout: float = 0.2, **kwargs):
         super().__init__(**kwargs)
         self.learning_rate = learning_rate
         self.width = width

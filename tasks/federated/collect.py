@@ -24,8 +24,8 @@ class Reach(Protocol):
     def is_away(self, pod: str) -> bool:
         """Whether a pod has given no sign of life since it missed a deadline: nobody waits for it, its answer is welcome."""
 
-    def missed(self, pod: str) -> None:
-        """A pod did not answer before the deadline."""
+    def missed(self, pod: str, phase: str) -> None:
+        """A pod did not answer a phase before the deadline."""
 
 
 class Collector(Generic[Value]):
@@ -69,7 +69,7 @@ class Collector(Generic[Value]):
                 found = (None, f"{type(error).__name__}: {error}")
             self.waited += time.monotonic() - began
             if found is None:
-                self._reach.missed(pod)
+                self._reach.missed(pod, self._phase)
                 self.missing[pod] = f"no answer within {self._seconds:g} s" if seconds else "away: no sign of life"
             elif found[1] is not None:
                 self.missing[pod] = found[1]

@@ -171,7 +171,7 @@ class Exchange:
         Raises:
             IntegrityError: it had joined with other rows.
         """
-        self._put(f"pods/{pod}/schema.json", {"schema": joined.schema.dumps(), "rows": asdict(joined.rows)})
+        self._put(answer_name(JOIN, pod), {"schema": joined.schema.dumps(), "rows": asdict(joined.rows)})
 
     def joined(self, pod: str) -> Joined | None:
         """What a pod joined with, or None if it has not.
@@ -179,7 +179,7 @@ class Exchange:
         Raises:
             SerializationError: it is not what a pod writes.
         """
-        value = self._checked(f"pods/{pod}/schema.json", JoinedSchema())
+        value = self._checked(answer_name(JOIN, pod), JoinedSchema())
         return None if value is None else Joined(BitfountSchema.loads(value["schema"]), rows_from_json(value["rows"]))
 
     def put_common(self, schema: BitfountSchema) -> None:
@@ -249,6 +249,10 @@ class Exchange:
         """Nobody waits for answers any more."""
         self._put(f"{phase}/closed.json", {})
 
+    def has_answer(self, phase: str, pod: str) -> bool:
+        """Whether a pod has answered a phase."""
+        return self._notes.has(answer_name(phase, pod))
+
     def is_closed(self, phase: str) -> bool:
         """Whether nobody waits for answers any more."""
         return self._notes.has(f"{phase}/closed.json")
@@ -259,11 +263,7 @@ class Exchange:
         content = codec.encode(update.delta)
         sha256 = hashlib.sha256(content).hexdigest()
         self.store.put(delta_name(phase, update.pod, sha256), content, durable=False)
-        self._put_once(f"{phase}/updates/{update.pod}.json", note_of(update, sha256, len(content)).to_json())
-
-    def has_update(self, phase: str, pod: str) -> bool:
-        """Whether a pod has answered a round."""
-        return self._notes.has(f"{phase}/updates/{pod}.json")
+        self._put_once(answer_name(phase, update.pod), note_of(update, sha256, len(content)).to_json())
 
     def update_note(self, phase: str, pod: str) -> UpdateNote | None:
         """What a pod says of its update, or None while there is none.
@@ -271,7 +271,7 @@ class Exchange:
         Raises:
             SerializationError: it is not what a pod writes.
         """
-        value = self._get(f"{phase}/updates/{pod}.json")
+        value = self._get(answer_name(phase, pod))
         return None if value is None else note_from_json(value)
 
     def update(self, phase: str, note: UpdateNote, expected: Parameters) -> Update:
@@ -292,11 +292,7 @@ class Exchange:
 
     def put_evaluation(self, pod: str, metrics: MetricSums) -> None:
         """A pod's test metrics as sums; empty without test rows. A second answer changes nothing."""
-        self._put_once(f"{EVALUATION}/{pod}.json", metrics.to_json())
-
-    def has_evaluation(self, pod: str) -> bool:
-        """Whether a pod has sent its test metrics."""
-        return self._notes.has(f"{EVALUATION}/{pod}.json")
+        self._put_once(answer_name(EVALUATION, pod), metrics.to_json())
 
     def evaluation(self, pod: str) -> MetricSums | None:
         """A pod's test metrics, or None while there are none.
@@ -304,7 +300,7 @@ class Exchange:
         Raises:
             SerializationError: they are not what a pod writes.
         """
-        value = self._get(f"{EVALUATION}/{pod}.json")
+        value = self._get(answer_name(EVALUATION, pod))
         return None if value is None else MetricSums.from_json(value)
 
     def put_predictions(self, pod: str, predictions: Tensor, keys: Iterable[Any] | None) -> None:
@@ -312,11 +308,7 @@ class Exchange:
         content = codec.encode({"predictions": predictions})
         name = f"{PREDICTION}/{pod}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
         reference = self.store.put(name, content)
-        self._put_once(f"{PREDICTION}/{pod}.json", {"array": asdict(reference), "keys": plain_keys(keys)})
-
-    def has_predictions(self, pod: str) -> bool:
-        """Whether a pod has sent its predictions."""
-        return self._notes.has(f"{PREDICTION}/{pod}.json")
+        self._put_once(answer_name(PREDICTION, pod), {"array": asdict(reference), "keys": plain_keys(keys)})
 
     def predictions(self, pod: str) -> PredictReturnType | None:
         """A pod's predictions, or None while there are none.
@@ -324,7 +316,7 @@ class Exchange:
         Raises:
             SerializationError, WeightsFileError: they are not what a pod writes.
         """
-        value = self._checked(f"{PREDICTION}/{pod}.json", PredictionsSchema())
+        value = self._checked(answer_name(PREDICTION, pod), PredictionsSchema())
         if value is None:
             return None
         array = Reference(**value["array"])
@@ -385,6 +377,13 @@ def is_folder(store: Store) -> bool:
 def round_phase(round_number: int) -> str:
     """The phase of a round."""
     return f"rounds/{round_number:05d}"
+
+
+def answer_name(phase: str, pod: str) -> str:
+    """Where a pod's answer to a phase lies."""
+    if phase == JOIN:
+        return f"{JOIN}/{pod}/schema.json"
+    return f"{phase}/{pod}.json" if phase in (EVALUATION, PREDICTION) else f"{phase}/updates/{pod}.json"
 
 
 def delta_name(phase: str, pod: str, sha256: str) -> str:

@@ -95,8 +95,8 @@ class PodWorker:
             return self._get_ready()
         return (
             self._answer_round()
-            or self._apply(EVALUATION, self.exchange.has_evaluation, self._evaluate_task)
-            or self._apply(PREDICTION, self.exchange.has_predictions, self._predict_task)
+            or self._apply(EVALUATION, self._evaluate_task)
+            or self._apply(PREDICTION, self._predict_task)
         )
 
     def _get_ready(self) -> bool:
@@ -124,14 +124,12 @@ class PodWorker:
 
     def _has_answered(self, phase: str) -> bool:
         pod = self.pod.name
-        return self.exchange.has_update(phase, pod) or self.exchange.failure(phase, pod, self.session) is not None
+        return self.exchange.has_answer(phase, pod) or self.exchange.failure(phase, pod, self.session) is not None
 
-    def _apply(self, phase: str, has_answered: Callable[[str], bool], task: Callable[[str], None]) -> bool:
+    def _apply(self, phase: str, task: Callable[[str], None]) -> bool:
         """Answers one of the phases after the last round."""
         pod, asked = self.pod.name, self.exchange.asked(phase)
-        if asked is None or pod not in asked.pods or self.exchange.is_closed(phase):
-            return False
-        if has_answered(pod) or self.exchange.failure(phase, pod, self.session) is not None:
+        if asked is None or pod not in asked.pods or self.exchange.is_closed(phase) or self._has_answered(phase):
             return False
         return self._or_failed(phase, lambda: task(pod))
 
