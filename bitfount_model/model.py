@@ -235,6 +235,24 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         self._data = data
         self.position = 0
 
+    def adopt(self, schema: BitfountSchema, preparation: Preparation, parameters: Parameters) -> None:
+        """Takes over what training elsewhere gave; rows that the model was initialised with are let go.
+
+        Args:
+            schema: of the rows that it was trained on.
+            preparation: how they were encoded.
+            parameters: the trained ones.
+
+        Raises:
+            ParameterError: they are of another network.
+        """
+        self.schema, self.preparation = schema, preparation
+        self._data = self._model = self._own_trainer = self.metrics = None
+        self.train_dl = self.validation_dl = self.test_dl = None
+        self.position = 0
+        self.initialise_model(context=TaskContext.MODELLER)
+        self.update_params(parameters)
+
     def read(self, data: BaseSource) -> Any:
         """The rows of a source as this model's data structure sees them: its table or query, its transforms."""
         frame = data.read(

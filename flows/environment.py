@@ -66,8 +66,20 @@ def quiet(verbose: bool) -> Iterator[None]:
         levels = {name: logging.getLogger(name).level for name in names}
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
+        consoles = prefect_consoles()
+        for handler in consoles:
+            handler.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
+            for handler, level in consoles.items():
+                handler.setLevel(level)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+def prefect_consoles() -> dict[logging.Handler, int]:
+    """The handlers through which Prefect prints, with their levels: none where it was told to be quiet before its import."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in list(logging.Logger.manager.loggerDict))]
+    found = {handler for logger in loggers for handler in logger.handlers}
+    return {handler: handler.level for handler in found if type(handler).__name__ == "PrefectConsoleHandler"}

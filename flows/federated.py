@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
 from bitfount_model.errors import QuorumError
+from bitfount_model.federation.job import PREDICT
 from flows.federated_session import embedded_pods, session_of
 from tasks.federated.compare import compare
 from tasks.federated.exchange import Exchange
@@ -127,7 +128,10 @@ def finish(
 
 def pod_steps(asked: FederatedJobFile) -> list[str]:
     """The steps that pods take part in."""
-    wanted = {"evaluate": asked.operation != "predict", "predict": asked.predict or asked.operation == "predict"}
+    wanted = {
+        "evaluate": asked.evaluate and asked.operation != PREDICT,
+        "predict": asked.predict or asked.operation == PREDICT,
+    }
     return ["initialise", "fit", *(name for name in PHASES if wanted[name])]
 
 

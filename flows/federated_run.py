@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitfount_model.errors import ConfigurationError
+from flows.pod_log import pod_log
 from flows.run import Surroundings, tracked_at, tracking_of, ui_command, version_text
 from flows.workspace import Workspace, continued, only_once
 from tasks.federated.job_file import FederatedJobFile, federated_job_to_json, with_own_seed
@@ -18,6 +20,9 @@ from tasks.federated.round_record import RoundRecord, read_records
 from tasks.mlflow_client import without_password
 from tasks.progress import listening
 from tasks.store import Store, local_path
+
+POD_LOG = "pods.log"
+"""In the job's folder: what went wrong in pods that run in this process."""
 
 
 def train(
@@ -43,12 +48,13 @@ def train(
     workspace.prepare()
     store = workspace.store(job_id)
     job = met_at(job, place)
-    exchange_url = f"{job.store.rstrip('/')}/{job_id}" if job.store else f"{store.url}/exchange"
-    with only_once(Path(store.url)), only_one_modeller(job, exchange_url):
+    place = exchange_url(job, job_id, store)
+    with only_once(Path(store.url)), only_one_modeller(job, place):
         job = continued(job, store, with_own_seed, federated_job_to_json)
         surroundings.view.say(f"job {job_id}: starting …")
         uri = tracking_uri or workspace.tracking_uri
-        with tracked_at(uri), surroundings.ready(), listening(surroundings.view.on_event):
+        log = logging.FileHandler(workspace.folder(job_id) / POD_LOG, delay=True)
+        with tracked_at(uri), surroundings.ready(), pod_log(log), listening(surroundings.view.on_event):
             from flows.federated import federated_training
             from flows.stale_runs import end_stale_runs
 
@@ -57,7 +63,7 @@ def train(
                 federated_job_to_json(job),
                 job_id,
                 store.url,
-                exchange_url,
+                place,
                 tracking_of(workspace, job.experiment, tracking_uri),
             )
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
@@ -84,14 +90,19 @@ def met_at(job: FederatedJobFile, place: str | None) -> FederatedJobFile:
     return job if job.store else replace(job, store=place)
 
 
+def exchange_url(job: FederatedJobFile, job_id: str, store: Store) -> str:
+    """Where modeller and pods meet for one job: in the shared store, or in the job's own."""
+    return f"{job.store.rstrip('/')}/{job_id}" if job.store else f"{store.url}/exchange"
+
+
 @contextmanager
-def only_one_modeller(job: FederatedJobFile, exchange_url: str) -> Iterator[None]:
+def only_one_modeller(job: FederatedJobFile, place: str) -> Iterator[None]:
     """Holds a deployed job's place in a shared folder, also against modellers with another --home.
 
     In a remote store nothing can be held: there the older session ends when it sees the newer one.
     """
     try:
-        folder = local_path(Store(exchange_url), "running.lock").parent if job.store else None
+        folder = local_path(Store(place), "running.lock").parent if job.store else None
     except ConfigurationError:
         folder = None
     if folder is None:

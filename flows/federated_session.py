@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitfount_model import BitfountModelReference
-from bitfount_model.errors import ConfigurationError, QuorumError, SupersededError
+from bitfount_model import BitfountModelReference, BitfountSchema
+from bitfount_model.errors import ConfigurationError, QuorumError, SupersededError, WeightsFileError
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod
 from bitfount_model.reference import argument_problems, load_model_class
+from bitfount_model.weights_files import read_weights
 from flows.deployed_pods import DeployedPods
 from flows.embedded_pods import EmbeddedPods
 from flows.settings import read_pod
@@ -33,13 +34,19 @@ def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exc
         ModelFileError: the model's source cannot be used.
     """
     source = store.get("model.py") if store.has("model.py") else model_source(asked)
-    pods = embedded_pods(asked)
-    job = job_for_pods(asked, job_id, [pod.name for pod in pods] or asked.pods, source)
+    pods, pretrained = embedded_pods(asked), first_weights(asked)
+    job = job_for_pods(
+        asked,
+        job_id,
+        [pod.name for pod in pods] or asked.pods,
+        source,
+        schema=columns_of(asked),
+        preparation=None if pretrained is None else read_weights(pretrained, None, True).preparation,
+    )
     check_hyperparameters(job, source)
     store.put("job.json", as_json(federated_job_to_json(asked)))
     exchange.publish(job, source)
     number = exchange.begin_session({"host": socket.gethostname(), "user": getpass.getuser(), "process": os.getpid()})
-    pretrained = asked.training["pretrained_file"]
     reach = EmbeddedPods(pods, exchange, number) if pods else DeployedPods(job.pods, job_id, exchange, number)
     federation = Federation(
         job=job,
@@ -50,7 +57,7 @@ def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exc
         exchange=exchange,
         session=number,
         reach=reach,
-        pretrained=None if pretrained is None else Path(pretrained).read_bytes(),
+        pretrained=pretrained,
         require_all_pods=asked.federation["require_all_pods"],
     )
     with ended(exchange, number):
@@ -88,6 +95,25 @@ def embedded_pods(asked: FederatedJobFile) -> list[Pod]:
     if not asked.is_embedded:
         return []
     return sorted((read_pod(Path(path)).pod() for path in asked.pods), key=lambda pod: pod.name)
+
+
+def first_weights(asked: FederatedJobFile) -> bytes | None:
+    """The bytes of the weights file that the job begins with, or None.
+
+    Raises:
+        WeightsFileError: it cannot be read.
+    """
+    name = asked.training["pretrained_file"]
+    try:
+        return None if name is None else Path(name).read_bytes()
+    except OSError as error:
+        raise WeightsFileError(f"cannot read the weights file {name}: {error.strerror}") from error
+
+
+def columns_of(asked: FederatedJobFile) -> BitfountSchema | None:
+    """The schema that the job brings, or None where pods' own are merged."""
+    name = asked.schema["file"]
+    return None if name is None else BitfountSchema.load_from_file(name)
 
 
 def model_source(asked: FederatedJobFile) -> bytes:

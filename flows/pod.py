@@ -17,6 +17,7 @@ from prefect import flow
 from bitfount_model.errors import BitfountError, ConfigurationError, ModellerGoneError, PodError
 from bitfount_model.federation.job import NAME
 from flows.environment import quiet
+from flows.pod_log import pod_log
 from flows.settings import read_pod
 from tasks.federated.exchange import Exchange
 from tasks.federated.pod_file import PodFile
@@ -49,7 +50,12 @@ def pod(job_id: str) -> dict[str, Any]:
     settings = read_pod(Path(os.environ[POD_FILE]))
     exchange = Exchange(f"{store_of(settings)}/{job_id}")
     say = diary(settings.name, job_id)
-    with ending_with_parent(), quiet(VERBOSE in os.environ), Follower(exchange, settings.name) as follower:
+    with (
+        ending_with_parent(),
+        quiet(VERBOSE in os.environ),
+        pod_log(logging.StreamHandler()),
+        Follower(exchange, settings.name) as follower,
+    ):
         say("began")
         try:
             with listening(lambda event, values: say(told) if (told := told_of(event, values)) else None):
@@ -88,8 +94,7 @@ def take_part(settings: PodFile, exchange: Exchange, follower: Follower) -> dict
 
 
 def diary(pod: str, job_id: str) -> Callable[[str], None]:
-    """Says on the pod's own output what it does in a job; errors with their tracebacks come there too, and go nowhere else."""
-    logging.getLogger("bitfount.pod").addHandler(logging.StreamHandler())
+    """Says on the pod's own output what it does in a job."""
 
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')}  pod {pod}, job {job_id}: {text}", flush=True)

@@ -38,10 +38,11 @@ class FederatedJobFile:
         pods: files of pods that run embedded, or names of pods that are deployed.
         store: where deployed pods and the modeller meet; None for embedded pods, who meet in the job's folder.
         datastructure: arguments of `DataStructure`.
-        schema: `{"types": semantic type -> columns}`.
+        schema: `{"file": of a schema for all pods, or None; "types": semantic type -> columns}`.
         training: how long and how, as in a local job, with how much of it makes a round.
         federation: how updates are added and what a round needs; see `FederationSection`.
         metrics: names of the default metrics to compute; None for all of them.
+        evaluate: whether pods test the result on their test rows.
         predict: whether pods send predictions for all of their rows.
         compare: whether each pod alone and all rows pooled are trained too, for comparison.
         register: the name in MLflow's registry that the trained model becomes a version of, or None.
@@ -58,6 +59,7 @@ class FederatedJobFile:
     training: JSON
     federation: JSON
     metrics: list[str] | None
+    evaluate: bool
     predict: bool
     compare: bool
     register: str | None
@@ -69,8 +71,10 @@ class FederatedJobFile:
         return self.pods[0].endswith(POD_FILES)
 
 
-class TypesSection(StrictSchema):
-    """The columns' types, in place of what pods would infer."""
+class ColumnsSection(StrictSchema):
+    """The columns: a schema for all pods, or types in place of what pods would infer."""
+
+    file = fields.String(load_default=None, allow_none=True)
 
     types = fields.Dict(
         keys=fields.String(validate=validate.OneOf(["categorical", "continuous", "image", "text"])),
@@ -135,10 +139,11 @@ class FederatedJobSchema(StrictSchema):
         required=True,
         unknown=RAISE,
     )
-    schema = fields.Nested(TypesSection, load_default=lambda: {"types": {}})
+    schema = fields.Nested(ColumnsSection, load_default=lambda: ColumnsSection().load({}))
     training = fields.Nested(RoundsSection, required=True)
     federation = fields.Nested(FederationSection, load_default=lambda: FederationSection().load({}))
     metrics = fields.List(fields.String(), load_default=None, allow_none=True, validate=validate.Length(min=1))
+    evaluate = fields.Boolean(load_default=True)
     predict = fields.Boolean(load_default=False)
     compare = fields.Boolean(load_default=False)
     register = fields.String(load_default=None, allow_none=True, validate=is_name)
@@ -155,6 +160,12 @@ class FederatedJobSchema(StrictSchema):
             raise ValidationError("pods that run here meet in the job's folder; a store is for deployed pods", "store")
         if pods and not files and data.get("compare"):
             raise ValidationError("deployed pods do not lend their rows for a comparison", "compare")
+        if data.get("compare") and not (data.get("evaluate") and data.get("operation") == FIT):
+            raise ValidationError("a comparison needs a job that trains and evaluates", "compare")
+        if data.get("operation") == PREDICT and not data.get("training", {}).get("pretrained_file"):
+            raise ValidationError(
+                "predict needs training.pretrained_file: weights, and how their rows are encoded", "operation"
+            )
 
 
 def check_federated_job(value: Any) -> FederatedJobFile:

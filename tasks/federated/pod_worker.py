@@ -32,7 +32,10 @@ from tasks.retries import is_transient
 from tasks.session import threads
 from tasks.step import step
 
-logger = logging.getLogger("bitfount.pod")
+POD_LOGGER = "bitfount.pod"
+"""Where errors go with their texts and tracebacks: to the pod's owner, and to nobody else."""
+
+logger = logging.getLogger(POD_LOGGER)
 
 Value = TypeVar("Value")
 
@@ -228,7 +231,8 @@ class PodWorker:
         if isinstance(error, TimeoutError):
             return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
         if isinstance(error, SPEAKABLE):
-            return f"{what}: {error}"
+            text = str(error)
+            return text if text.startswith(f"pod {self.pod.name!r}") else f"{what}: {text}"
         where = "" if isinstance(error, BitfountError) else " in the model or below it"
         return f"{what}: {type(error).__name__}{where}; its text, which may hold values, is in the pod's own log"
 
