@@ -11,8 +11,10 @@ from bitfount_model.federation.pod import build_model
 from bitfount_model.reference import load_model_class
 from bitfount_model.types import TaskContext
 from tasks.federated.collect import Collector, Reach
-from tasks.federated.exchange import Exchange
+from tasks.federated.exchange import JOIN, Exchange
 from tasks.store import Store
+
+SHORTEST_JOIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ class Federation:
     require_all_pods: bool = False
 
     def collector(self, phase: str) -> Collector[object]:
-        """Waits for the answers of a phase, as long as the job says."""
-        return Collector(self.exchange, phase, self.session, self.reach, self.job.deadline_seconds)
+        """Waits for the answers of a phase, as long as the job says; to join, pods have the time that a process takes to start."""
+        seconds = self.job.deadline_seconds
+        if phase == JOIN:
+            seconds = max(seconds, SHORTEST_JOIN_SECONDS)
+        return Collector(self.exchange, phase, self.session, self.reach, seconds)
 
     def model(self, schema: BitfountSchema) -> PyTorchBitfountModel:
         """The job's model without rows, with its first weights.
