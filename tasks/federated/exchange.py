@@ -59,6 +59,8 @@ from tasks.federated.messages import (
 )
 from tasks.store import Reference, Store, local_path
 
+PATIENCE_SECONDS = 120.0
+"""A shared folder may be away for as long as anything else."""
 MAX_NOTE_BYTES = 64 * 2**20
 """The largest JSON that is read."""
 JOIN, EVALUATION, PREDICTION = "pods", "evaluation", "prediction"
@@ -73,11 +75,11 @@ class Exchange:
     Args:
         url: where both sides reach them: any URL that the store takes.
         max_bytes: parameters and predictions larger than this are refused.
-        patience_seconds: how long a call is tried again when the store does not answer; None for the store's own.
+        patience_seconds: how long a call is tried again when the store does not answer.
     """
 
     def __init__(
-        self, url: str, *, max_bytes: int = codec.DEFAULT_MAX_BYTES, patience_seconds: float | None = None
+        self, url: str, *, max_bytes: int = codec.DEFAULT_MAX_BYTES, patience_seconds: float = PATIENCE_SECONDS
     ) -> None:
         self.url = url
         self.store = Store(url, max_bytes, patience_seconds=patience_seconds)

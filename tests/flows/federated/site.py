@@ -151,8 +151,10 @@ class Site:
 
     def hold(self, pod: str, round_number: int) -> Path:
         """The pod stops at the start of its training in a round; gives the file that says it is there."""
+        here = self.gate / f"{pod}.{round_number}.here"
+        here.unlink(missing_ok=True)
         (self.gate / f"{pod}.{round_number}.hold").touch()
-        return self.gate / f"{pod}.{round_number}.here"
+        return here
 
     def let_go(self, pod: str, round_number: int) -> None:
         """The pod goes on."""
