@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from tasks.federated.exchange import JOIN, Exchange
 from tasks.progress import tell
 
 LOOK_SECONDS = 2.0
-"""How often Prefect is asked for the state of a pod's flow run, while somebody waits for the pod."""
+"""How often Prefect is asked for the states of the pods' flow runs."""
 HERE_SECONDS = 5.0
 """How long pods of an earlier session have to say that they are still up."""
 STARTS = 5
@@ -40,14 +41,12 @@ class Started:
         starts: how often the pod was started.
         ended: why its last run will not answer; None while it may.
         missed: the phase that it missed the deadline of, and has given no sign of life since.
-        looked: when Prefect was asked for the run's state.
     """
 
     run: UUID | None = None
     starts: int = 0
     ended: str | None = None
     missed: str | None = None
-    looked: float = 0.0
 
 
 class DeployedPods:
@@ -66,9 +65,13 @@ class DeployedPods:
         self._session = session
         self._token = uuid4()  # a start that is tried again, as no answer came, starts one run
         self._pods = {pod: Started() for pod in pods}
+        self._over = threading.Event()
 
     def begin(self) -> None:
         """Starts every pod that is not up from an earlier session."""
+        # In the background: a Prefect server that is away must not hold a round up.
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._watch,), name="pods-watch", daemon=True).start()
         up = self._still_up()
         for pod, started in self._pods.items():
             if pod in up:
@@ -84,15 +87,13 @@ class DeployedPods:
             if self._exchange.failure(JOIN, pod, self._session) is None:
                 self._start(pod)
 
+    def end(self) -> None:
+        """Watches their runs no longer."""
+        self._over.set()
+
     def gone(self, pod: str) -> str | None:
-        """Why a pod's run will not answer, as Prefect sees it; asked at most every few seconds."""
-        started = self._pods[pod]
-        if started.ended is None and started.run is not None and time.monotonic() - started.looked > LOOK_SECONDS:
-            started.looked = time.monotonic()
-            state = _state_of(started.run)
-            if state is not None and state.is_final():
-                started.ended = f"its flow run ended as {state.name}{f': {state.message}' if state.message else ''}"
-        return started.ended
+        """Why a pod's run will not answer, as Prefect saw it a moment ago."""
+        return self._pods[pod].ended
 
     def is_away(self, pod: str) -> bool:
         """Whether it missed a deadline, and has not answered since, however late."""
@@ -108,6 +109,14 @@ class DeployedPods:
         """Nobody waits for it until it is heard of."""
         started = self._pods[pod]
         started.missed = started.missed or phase
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            for started in list(self._pods.values()):
+                state = None if started.run is None or started.ended is not None else _state_of(started.run)
+                if state is not None and state.is_final():
+                    message = f": {state.message}" if state.message else ""
+                    started.ended = f"its flow run ended as {state.name}{message}"
 
     def _still_up(self) -> set[str]:
         if self._session == 1:
@@ -151,7 +160,7 @@ class DeployedPods:
         except UNREACHABLE as error:
             started.ended = f"Prefect could not start {name}: {error}"
             return
-        self._pods[pod] = Started(run.id, started.starts, looked=time.monotonic())
+        self._pods[pod] = Started(run.id, started.starts)
         tell("pod_started", {"pod": pod, "run": str(run.id)})
 
 

@@ -24,6 +24,9 @@ class EmbeddedPods:
     def begin(self) -> None:
         """They are here already."""
 
+    def end(self) -> None:
+        """They end with this process."""
+
     def work(self) -> None:
         """Lets each pod in turn do all that is asked of it now."""
         for worker in self._workers.values():

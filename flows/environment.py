@@ -58,6 +58,7 @@ def quiet(verbose: bool) -> Iterator[None]:
         "mlflow",
         "alembic",
         "prefect",
+        "prefect._internal",
         "httpx",
         "py.warnings",
     )
@@ -65,7 +66,8 @@ def quiet(verbose: bool) -> Iterator[None]:
         warnings.simplefilter("ignore")
         levels = {name: logging.getLogger(name).level for name in names}
         for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            # What its threads say of a server that is away for a while helps nobody.
+            logging.getLogger(name).setLevel(logging.CRITICAL if name == "prefect._internal" else logging.ERROR)
         consoles = prefect_consoles()
         for handler in consoles:
             handler.setLevel(logging.CRITICAL)

@@ -62,7 +62,10 @@ def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exc
     )
     with ended(exchange, number):
         reach.begin()
-        yield federation
+        try:
+            yield federation
+        finally:
+            reach.end()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,17 @@ from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from torch import nn
 
 from bitfount_model import PercentageSplitter, load_model_class
+from bitfount_model.federation import PUBLISHED, EarlyStopping
+from bitfount_model.federation.policy import PodPolicy, policy_from_json
+from flows.library import OPTIONS
+from tasks.federated.job_file import (
+    FederatedJobFile,
+    FederatedJobSchema,
+    check_federated_job,
+    job_for_pods,
+    with_own_seed,
+)
+from tasks.federated.pod_file import PodSchema, check_pod
 from tasks.job import JobSchema, check_job
 
 ROOT = Path(__file__).parents[2]
@@ -238,21 +251,72 @@ def keys_of(schema: Schema, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
     return found
 
 
-def test_the_page_on_job_files_names_every_key_and_no_other() -> None:
-    page = (ROOT / "docs" / "job_file.md").read_text(encoding="utf-8")
-    listed = {tuple(name.split(".")) for name in re.findall(r"^\| `([\w.]+)` \|", page, flags=re.MULTILINE)}
+def keys_listed(text: str) -> set[tuple[str, ...]]:
+    """The keys that tables name, each first in its row."""
+    return {tuple(name.split(".")) for name in re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE)}
+
+
+def leaves(keys: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Keys that are no sections."""
+    every = set(keys)
+    return every - {key[:place] for key in every for place in range(1, len(key))}
+
+
+def parts_of_the_page_on_jobs() -> tuple[str, str]:
+    """What it says of local jobs, and of federated ones."""
+    local, found, federated = (
+        (ROOT / "docs" / "job_file.md").read_text(encoding="utf-8").partition("\n# A federated job\n")
+    )
+    assert found
+    return local, federated
+
+
+def test_the_page_on_job_files_names_every_key_of_a_local_job_and_no_other() -> None:
     keys = {key for key in keys_of(JobSchema()) if key[:2] != ("predict", "data")} | {("predict", "data")}
-    sections = {key[:-1] for key in keys if len(key) > 1}
-    assert listed == keys - sections
+    assert keys_listed(parts_of_the_page_on_jobs()[0]) == leaves(keys)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/job_file.md"])
-def test_the_jobs_that_the_pages_show_are_jobs(page: str) -> None:
-    shown = blocks(page, "yaml")
-    jobs = [YAML(typ="safe").load(text) for text in shown if text.startswith(("name:", "#"))]
-    assert jobs
-    for job in jobs:
-        check_job(job)
+def test_the_page_on_job_files_names_every_key_of_a_federated_job_and_no_other() -> None:
+    federated = parts_of_the_page_on_jobs()[1]
+    assert keys_listed(federated) == leaves(keys_of(FederatedJobSchema()))
+    (stopping,) = re.findall(r"^\| `federation.early_stopping` \|.*$", federated, flags=re.MULTILINE)
+    assert set(re.findall(r"(\w+): ", stopping)) >= {
+        field.name for field in dataclasses.fields(EarlyStopping) if field.init
+    }
+
+
+def test_the_page_on_pod_files_names_every_key_of_a_pod_and_its_policy_and_no_other() -> None:
+    page = (ROOT / "docs" / "pod_file.md").read_text(encoding="utf-8")
+    policy = {("policy", field.name) for field in dataclasses.fields(PodPolicy)}
+    assert keys_listed(page) == leaves([*keys_of(PodSchema()), *policy])
+
+
+def test_the_page_on_federated_training_names_every_option_and_every_server_optimiser() -> None:
+    page = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
+    of_section = {text.partition("\n")[0]: text for text in page.split("\n## ")}
+    assert keys_listed(of_section["From Python"]) == {(name,) for name in OPTIONS}
+    shown = re.findall(r"^\| `(\w+)` \|.*\|(.*)\|$", of_section["Server optimisers"], flags=re.MULTILINE)
+    found = {name: {key: float(value) for key, value in re.findall(r"`(\w+)` ([\d.]+)", text)} for name, text in shown}
+    assert found == PUBLISHED
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/job_file.md", "docs/pod_file.md"])
+def test_the_jobs_and_pods_that_the_pages_show_are_what_they_say(page: str) -> None:
+    shown = [YAML(typ="safe").load(text) for text in blocks(page, "yaml") if text.startswith(("name:", "#"))]
+    assert shown
+    for value in shown:
+        if "pods" in value:
+            check_whole(check_federated_job(value))
+        elif "policy" in value:
+            policy_from_json(check_pod(value).policy)
+        else:
+            check_job(value)
+
+
+def check_whole(job: FederatedJobFile) -> None:
+    """Settings that only show to be wrong when pods are sent them."""
+    pods = [Path(pod).stem for pod in job.pods]
+    job_for_pods(with_own_seed(replace(job, schema={**job.schema, "file": None})), "shown", pods, b"")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/model_class.md"])

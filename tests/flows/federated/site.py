@@ -33,14 +33,16 @@ from bitfount_model import PyTorchBitfountModel, PyTorchClassifierMixIn
 
 
 class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
-    def __init__(self, gate="", lr=0.05, **kwargs):
+    def __init__(self, gate="", lr=0.05, width=8, **kwargs):
         super().__init__(**kwargs)
         self.gate = gate
+        self.width = width
         self.lr = lr
 
     def create_model(self):
         size = self.datastructure.input_size
-        return nn.Sequential(nn.Linear(size, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, self.n_classes))
+        hidden = [nn.Linear(size, self.width), nn.BatchNorm1d(self.width), nn.ReLU(), nn.Dropout(0.2)]
+        return nn.Sequential(*hidden, nn.Linear(self.width, self.n_classes))
 
     def forward(self, x):
         x, sup = x

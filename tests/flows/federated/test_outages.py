@@ -93,14 +93,15 @@ def tracking(tmp_path: Path, mlflow_database: Path) -> Iterator[TrackingServer]:
 def test_prefect_and_mlflow_away_for_a_minute(
     site: Site, train: Train, tmp_path: Path, prefect: PrefectProcess, tracking: TrackingServer
 ) -> None:
-    job = site.write_job(deployed=False, name="embedded", rounds=ROUNDS)
+    federation = {"quorum": 2, "deadline_seconds": 4 * AWAY_SECONDS}
+    job = site.write_job(deployed=False, name="embedded", rounds=ROUNDS, federation=federation)
     wanted = train(job, job_id="embedded", home=tmp_path / "embedded").summary["weights_sha256"]
     site.serve(*site.names)
     first, last = site.hold("ann", 2), site.hold("cat", 5)
     modeller = subprocess.Popen(
         command(
-            *("train", site.write_job(deployed=True, rounds=ROUNDS), "--home", tmp_path / "own", "--job-id", "away"),
-            *("--json", "--tracking-uri", tracking.uri),
+            *("train", site.write_job(deployed=True, rounds=ROUNDS, federation=federation), "--home", tmp_path / "own"),
+            *("--job-id", "away", "--json", "--tracking-uri", tracking.uri),
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -121,7 +122,7 @@ def test_prefect_and_mlflow_away_for_a_minute(
     out, err = modeller.communicate(timeout=240)
     assert modeller.returncode == 0, err
     summary = json.loads(out.splitlines()[-1])
-    assert {pod: part["missing"] for pod, part in summary["pods"].items()} == dict.fromkeys(site.names, {})
+    assert {pod: part["missing"] for pod, part in summary["pods"].items()} == {pod: {} for pod in site.names}
     assert summary["weights_sha256"] == wanted
     check_recorded(tracking.uri)
     for pod in site.names:
