@@ -12,8 +12,9 @@ help: ## Show this list
 
 install: $(VENV)/.installed ## Create the virtual environment and install the project
 
-demo: install ## Train, evaluate and predict on real data, tracked in MLflow
-	@$(BIN)/bitfount-flows train examples/breast_cancer/job.yaml
+demo: install ## Train over three hospitals in one process, tracked in MLflow
+	@$(BIN)/python examples/hospitals/make_pods.py
+	@$(BIN)/bitfount-flows train examples/hospitals/job.yaml
 
 test: $(VENV)/.installed-test ## Run all tests
 	@$(BIN)/pytest -n 2 --dist loadscope

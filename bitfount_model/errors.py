@@ -47,6 +47,10 @@ class DataSourceError(DataError):
     """A table cannot be opened or read."""
 
 
+class TooFewRowsError(DataError):
+    """Fewer rows than their owner, or whoever asks for them, wants."""
+
+
 class SchemaMismatchError(DataError):
     """A table differs from the schema; the message lists every difference.
 

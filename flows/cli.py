@@ -44,7 +44,7 @@ Exit codes:
   4    the model or its weights cannot be used, or training failed
   5    artifacts cannot be written or read
   6    trained and saved, but MLflow could not be reached: run again with the same --job-id to record it
-  7    too few pods answered; run again with the same --job-id to go on
+  7    too few pods answered, or another start of the job took over; the same --job-id goes on
   130  stopped by Ctrl-C
 """
 

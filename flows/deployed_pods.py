@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import State
+from prefect.states import Cancelled, State
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from tasks.federated.exchange import JOIN, Exchange
@@ -88,8 +88,11 @@ class DeployedPods:
                 self._start(pod)
 
     def end(self) -> None:
-        """Watches their runs no longer."""
+        """Watches their runs no longer; those that nobody took up are not wanted any more."""
         self._over.set()
+        for started in self._pods.values():
+            if started.run is not None and started.ended is None:
+                _cancel_if_waiting(started.run)
 
     def gone(self, pod: str) -> str | None:
         """Why a pod's run will not answer, as Prefect saw it a moment ago."""
@@ -171,6 +174,17 @@ def _state_of(run: UUID) -> State | None:
             return client.read_flow_run(run).state
     except (ObjectNotFound, *UNREACHABLE):
         return None
+
+
+def _cancel_if_waiting(run: UUID) -> None:
+    """A pod that is served again later would take up a job that is over, to no end."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(run).state
+            if state is not None and state.is_scheduled():
+                client.set_flow_run_state(run, Cancelled(message="the modeller has ended"), force=True)
+    except (ObjectNotFound, *UNREACHABLE):
+        return
 
 
 def _newest_run(name: str) -> UUID | None:

@@ -87,9 +87,11 @@ def ask_pods(federation: Federation, tracking: dict[str, Any], steps: list[str])
         done["initialise"] = task("initialise", lambda: reference(initialise(federation, joined["missing"])))
     recorded(store.url, tracking, flow_run.get_id(), steps)
     rounds = Rounds(federation)
-    with stage("fit", done), live_metrics(store.url, Tracking(**tracking), LiveRounds, "round_closed") as to_mlflow:
-        with listening(to_mlflow), pages(federation.job) as to_prefect, listening(to_prefect):
-            train(federation, rounds)
+    if federation.job.rounds:
+        with stage("fit", done):
+            train(federation, rounds, Tracking(**tracking))
+            done["fit"] = task("keep weights", lambda: reference(keep_weights(federation, rounds)))
+    else:
         done["fit"] = task("keep weights", lambda: reference(keep_weights(federation, rounds)))
     for name in [name for name in PHASES if name in steps]:
         ask, collect = PHASES[name]
@@ -99,8 +101,19 @@ def ask_pods(federation: Federation, tracking: dict[str, Any], steps: list[str])
             done[name] = task(name, lambda collect=collect: reference(collect(federation)))
 
 
-def train(federation: Federation, rounds: Rounds) -> None:
-    """The rounds that are left."""
+def train(federation: Federation, rounds: Rounds, tracking: Tracking) -> None:
+    """The rounds that are left, seen live in MLflow and in Prefect."""
+    with (
+        live_metrics(federation.store.url, tracking, LiveRounds, "round_closed") as to_mlflow,
+        pages(federation.job) as to_prefect,
+        listening(to_mlflow),
+        listening(to_prefect),
+    ):
+        go_on(federation, rounds)
+
+
+def go_on(federation: Federation, rounds: Rounds) -> None:
+    """Opens and closes one round after the other."""
     open_round = step("open round", "open round {round_number}")(lambda round_number: rounds.open())
     aggregate = step("aggregate", "aggregate round {round_number}")(lambda round_number: rounds.aggregate().to_json())
     while not rounds.are_over:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,8 @@ from bitfount_model.data import (
     digest,
     split_rows,
 )
-from bitfount_model.errors import ConfigurationError, DataError, NotInitialisedError
+from bitfount_model.data.sql_source import SQLSource
+from bitfount_model.errors import ConfigurationError, NotInitialisedError, TooFewRowsError
 from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, refusals
@@ -116,17 +117,17 @@ class PodSession:
     """
 
     def __init__(self, pod: Pod, job: FederatedJob, source_code: bytes) -> None:
-        if reasons := refusals(pod.policy, job, pod.name):
+        self.pod = pod
+        self.job = job
+        self._datastructure = DataStructure(**job.datastructure, data_splitter=pod.splitter)
+        if reasons := list(self._refusals()):
             raise ConfigurationError(f"pod {pod.name!r} refuses the job {job.job_id!r}: {'; '.join(reasons)}")
         found = hashlib.sha256(source_code).hexdigest()
         if found != job.model_sha256:
             raise ConfigurationError(
                 f"pod {pod.name!r}: the model's source has sha256 {found[:16]}…, the job names {job.model_sha256[:16]}…"
             )
-        self.pod = pod
-        self.job = job
         self._class = load_model_class(source_code, job.model_class)
-        self._datastructure = DataStructure(**job.datastructure, data_splitter=pod.splitter)
         self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
 
@@ -148,7 +149,10 @@ class PodSession:
             stated = {column for columns in types.values() for column in columns}
             types.setdefault("categorical", []).extend(t for t in self._datastructure.targets if t not in stated)
         schema = BitfountSchema(self.job.job_id)
-        schema.generate_full_schema(frame[seen], force_stypes=types)
+        # Of columns that the job leaves out itself, it may know that they are there.
+        ignored = [name for name in map(str, frame.columns) if name in self._datastructure.ignore_cols]
+        named = [*seen, *(name for name in ignored if name not in seen)]
+        schema.generate_full_schema(frame[named], force_stypes=types, ignore_cols=ignored)
         return schema
 
     def statistics(self, schema: BitfountSchema) -> PodStatistics:
@@ -158,15 +162,11 @@ class PodSession:
             schema: the common one.
 
         Raises:
-            DataError: fewer rows than the policy or the job wants.
+            TooFewRowsError: fewer rows than the policy or the job wants.
         """
         frame = self._frame()
         training = frame.iloc[self._split(frame).train]
-        if len(training) < self.pod.policy.minimum_rows:
-            raise DataError(
-                f"pod {self.pod.name!r} has {len(training)} training rows, its policy wants at least"
-                f" {self.pod.policy.minimum_rows}"
-            )
+        self._require_rows(len(training), "training rows")
         return pod_statistics(training, schema, self._datastructure, min_rows=self.job.minimum_statistics_rows)
 
     def rows(self) -> Rows:
@@ -174,10 +174,15 @@ class PodSession:
 
         Raises:
             DataError: the rows cannot be read or split.
+            TooFewRowsError: fewer than the policy wants.
         """
         frame = self._frame()
         empty = np.empty(0, dtype=np.int64)
         split = SplitIndices(empty, empty, empty) if self.job.operation == PREDICT else self._split(frame)
+        if self.job.operation == PREDICT:
+            self._require_rows(len(frame), "rows")
+        else:
+            self._require_rows(len(split.train), "training rows")
         named = f"{self.job.job_id}/{self.pod.name}/{digest(frame)}"
         return Rows(
             len(split.train), len(split.validation), len(split.test), hashlib.sha256(named.encode()).hexdigest()
@@ -299,6 +304,18 @@ class PodSession:
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
         return model
+
+    def _require_rows(self, there: int, what: str) -> None:
+        wanted = self.pod.policy.minimum_rows
+        if there < wanted:
+            raise TooFewRowsError(f"pod {self.pod.name!r} has {there} {what}, its policy wants at least {wanted}")
+
+    def _refusals(self) -> Iterator[str]:
+        """Why the pod does not take part, as far as it can be said without a look at the rows."""
+        yield from refusals(self.pod.policy, self.job, self.pod.name)
+        source, asked = self.pod.source, self._datastructure.table_for(self.pod.name)
+        if isinstance(source, SQLSource) and asked not in (None, source.table, *self.pod.policy.tables):
+            yield f"it asks for the table {asked!r}, and this pod reads only its own and those under `tables`"
 
     def _split(self, frame: Any) -> SplitIndices:
         return split_rows(frame, self.pod.splitter, self._datastructure, self._seed())

@@ -31,6 +31,7 @@ class PodPolicy:
         predictions_may_leave: whether row-wise predictions may be sent to the modeller.
         errors_may_leave: whether the modeller is sent the text and traceback of whatever goes wrong, which may hold values
             of rows; otherwise it is told what kind of error it was, and where.
+        tables: names of tables of its database that jobs may read in place of the pod's own.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -42,6 +43,7 @@ class PodPolicy:
     models: tuple[str, ...] | Literal["all"] = ()
     predictions_may_leave: bool = False
     errors_may_leave: bool = False
+    tables: tuple[str, ...] = ()
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -146,10 +148,11 @@ class _PolicySchema(Schema):
     maximum_epochs = fields.Integer(strict=True, load_default=0, validate=validate.Range(min=0))
     maximum_steps = fields.Integer(strict=True, load_default=0, validate=validate.Range(min=0))
     minimum_pods = fields.Integer(strict=True, required=True, validate=validate.Range(min=1))
+    tables = fields.List(fields.String(), load_default=list)
     predictions_may_leave = fields.Boolean(load_default=False)
     errors_may_leave = fields.Boolean(load_default=False)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:
         """The dataclass."""
-        return PodPolicy(**data)
+        return PodPolicy(**{**data, "tables": tuple(data["tables"])})

@@ -30,7 +30,7 @@ from bitfount_model.arguments import check_positive
 from bitfount_model.data.datastructure import DataStructure
 from bitfount_model.data.preparation import Preparation, column_numbers
 from bitfount_model.data.schema import BitfountSchema
-from bitfount_model.errors import ConfigurationError, DataError, SerializationError
+from bitfount_model.errors import ConfigurationError, DataError, SerializationError, TooFewRowsError
 from bitfount_model.types import JSON
 
 MIN_ROWS = 10
@@ -117,8 +117,8 @@ def pod_statistics(
         The moments of every continuous feature.
 
     Raises:
-        DataError: fewer than `min_rows` rows, or values of a column (all such columns are named); or a column holds
-            infinity or something that is no number.
+        TooFewRowsError: fewer than `min_rows` rows, or values of a column (all such columns are named).
+        DataError: a column holds infinity or something that is no number.
         SchemaMismatchError: a column is not in the table.
         ConfigurationError: `min_rows` is not an integer of at least 1.
     """
@@ -127,7 +127,7 @@ def pod_statistics(
     columns = {name: Moments.of(column_numbers(frame, name)) for name in names}
     few = [f"{name!r} ({moments.count})" for name, moments in columns.items() if 0 < moments.count < min_rows]
     if columns and (few or len(frame) < min_rows):
-        raise DataError(
+        raise TooFewRowsError(
             f"statistics of fewer than {min_rows} values are not sent, as they would tell the values: found {len(frame)} "
             f"training rows{'; too few values in ' + ', '.join(few) if few else ''}. Leave such columns out with "
             "ignore_cols, let the job bring its own preparation, or lower min_rows, if the data's owner agrees"

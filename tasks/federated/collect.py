@@ -62,7 +62,8 @@ class Collector(Generic[Value]):
         """
         for pod in pods:
             began = time.monotonic()
-            seconds = 0.0 if self._reach.is_away(pod) else max(0.0, self._until - began)
+            away = self._reach.is_away(pod)
+            seconds = 0.0 if away else max(0.0, self._until - began)
             try:
                 found = self._exchange.awaited(lambda pod=pod: self._seen(pod, look), seconds)
             except BitfountError as error:
@@ -72,7 +73,7 @@ class Collector(Generic[Value]):
             self.waited += time.monotonic() - began
             if found is None:
                 self._reach.missed(pod, self._phase)
-                self.missing[pod] = f"no answer within {self._seconds:g} s" if seconds else "away: no sign of life"
+                self.missing[pod] = "away: no sign of life" if away else f"no answer within {self._seconds:g} s"
             elif found[1] is not None:
                 self.missing[pod] = found[1]
             elif found[0] is not None:

@@ -21,7 +21,9 @@ from bitfount_model.errors import (
     IntegrityError,
     ParameterError,
     PodError,
+    SchemaMismatchError,
     StorageError,
+    TooFewRowsError,
 )
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession
@@ -39,8 +41,10 @@ logger = logging.getLogger(POD_LOGGER)
 
 Value = TypeVar("Value")
 
-# Their messages are made of settings, names and shapes, never of rows.
-SPEAKABLE = (ConfigurationError, ParameterError, StorageError)
+# Their messages are made of settings, names, counts and shapes, never of values of rows.
+SPEAKABLE = (ConfigurationError, ParameterError, StorageError, TooFewRowsError)
+DOING = {"statistics": "summarise its rows"}
+"""Steps whose names are no verbs."""
 
 
 class PodWorker:
@@ -223,14 +227,15 @@ class PodWorker:
 
     def _reason(self, name: str, error: Exception) -> str:
         """What the modeller is told of an error."""
-        what = f"pod {self.pod.name!r} failed to {name}"
+        what = f"pod {self.pod.name!r} failed to {DOING.get(name, name)}"
         if self.pod.policy.errors_may_leave:
             return (
                 f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
             )
         if isinstance(error, TimeoutError):
             return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
-        if isinstance(error, SPEAKABLE):
+        names_all_columns = isinstance(error, SchemaMismatchError)
+        if isinstance(error, SPEAKABLE) or (names_all_columns and self.pod.policy.columns == "all"):
             text = str(error)
             return text if text.startswith(f"pod {self.pod.name!r}") else f"{what}: {text}"
         where = "" if isinstance(error, BitfountError) else " in the model or below it"

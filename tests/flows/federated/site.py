@@ -52,9 +52,9 @@ class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def on_train_start(self):
-        gate = Path(self.gate)
-        if not gate.is_dir():
+        if not self.gate:
             return
+        gate = Path(self.gate)
         name = f"{self._identifier}.{self.position // len(self.train_dataloader()) + 1}"
         (gate / f"{name}.here").touch()
         if (gate / f"{name}.raise").exists():
