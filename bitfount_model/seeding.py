@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,7 +31,18 @@ def seed_generators(seed: int) -> None:
     """Seeds the global generators of Python, NumPy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # users' models draw from the global generator
-    torch.manual_seed(seed)
+    if has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        # torch.manual_seed also notes down seeds for devices that may yet appear, each with a stack trace: that costs more
+        # than a short round of training, and grows with every call.
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def has_accelerator() -> bool:
+    """Whether this process has a device beside the CPU."""
+    return bool(torch.accelerator.is_available())
 
 
 @contextmanager

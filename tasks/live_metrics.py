@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 0.5  # epochs that end within it share a request
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -39,6 +38,9 @@ class LiveMetrics:
     Raises:
         ConfigurationError: the job has not been initialised.
     """
+
+    pause_seconds = 0.5
+    """Records that come within it share a request."""
 
     def __init__(self, store: Store, *, tracking_uri: str, experiment: str, artifact_root: str | None = None) -> None:
         manifest = read_manifest(store, "initialise")
@@ -107,7 +109,7 @@ class LiveMetrics:
                 continue
             with self._changed:
                 del self._pending[: len(batch)]
-            self._pause(PAUSE_SECONDS)
+            self._pause(self.pause_seconds)
             wait, told = FIRST_WAIT_SECONDS, False
 
     def _pause(self, seconds: float) -> None:

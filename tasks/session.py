@@ -111,6 +111,9 @@ def training_arguments(job: LocalJob) -> dict[str, Any]:
 def threads(count: int) -> Iterator[None]:
     """Fixes torch's threads for a step: the last bits of sums depend on them."""
     before = torch.get_num_threads()
+    if before == count:  # setting them costs, even to what they are
+        yield
+        return
     torch.set_num_threads(count)
     try:
         yield

@@ -181,8 +181,7 @@ class Store:
             StorageError: it is not there, too large, or cannot be read.
             IntegrityError: its bytes are others than those that were written.
         """
-        path = self._path(name)
-        content = self._patiently(f"read {name} from", lambda: self._read(path, name))
+        content = self.find(name)
         if content is None:
             raise StorageError(f"there is no {name} in {self.url}")
         found = hashlib.sha256(content).hexdigest()
@@ -192,6 +191,15 @@ class Store:
                 " or another job wrote here. Use another job id."
             )
         return content
+
+    def find(self, name: str) -> bytes | None:
+        """An artifact's bytes, or None where there is none.
+
+        Raises:
+            StorageError: it is too large, or cannot be read.
+        """
+        path = self._path(name)
+        return self._patiently(f"read {name} from", lambda: self._read(path, name))
 
     def has(self, name: str) -> bool:
         """Whether an artifact is there now, whoever wrote it.
@@ -283,6 +291,11 @@ class Store:
 
     def _patiently(self, doing: str, call: Callable[[], T]) -> T:
         """The call's result; errors of reading and writing become StorageErrors once they do not pass."""
+        try:
+            return call()  # nearly all go well, and what tries again costs as much as a call to a folder
+        except Exception as error:
+            if not _is_of_storage(error):
+                raise
         backoff = wait_random_exponential(
             multiplier=2 * FIRST_WAIT_SECONDS, min=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS
         )

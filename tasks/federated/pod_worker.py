@@ -27,12 +27,13 @@ from bitfount_model.errors import (
 )
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession
-from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Asked, Exchange, Joined, Start, round_phase
+from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, Joined, Start, round_phase
 from tasks.fit import BatchProgress
 from tasks.progress import listening, tell
 from tasks.retries import is_transient
 from tasks.session import threads
 from tasks.step import step
+from tasks.store import Reference
 
 POD_LOGGER = "bitfount.pod"
 """Where errors go with their texts and tracebacks: to the pod's owner, and to nobody else."""
@@ -68,6 +69,8 @@ class PodWorker:
         self._pod_session: PodSession | None = None
         self._start: Start | None = None
         self._round = 1
+        self._weights: Reference | None = None  # those that are asked about now
+        self._done: tuple[str, int] | None = None  # the round that nothing is left to do in, in the session
         self._join_task = self._task("join", "join · {pod}", self._open)
         self._statistics_task = self._task("statistics", "statistics · {pod}", self._summarise)
         self._prepare_task = self._task("prepare", "prepare · {pod}", self._build)
@@ -100,11 +103,11 @@ class PodWorker:
             return self._or_failed(JOIN, lambda: self._join_task(self.pod.name))
         if self._start is None:
             return self._get_ready()
-        return (
-            self._answer_round()
-            or self._apply(EVALUATION, self._evaluate_task)
-            or self._apply(PREDICTION, self._predict_task)
-        )
+        if self._answer_round():
+            return True
+        if self._done == (round_phase(self._round), self.session):
+            return False  # the modeller closes a round before it asks for anything else
+        return self._apply(EVALUATION, self._evaluate_task) or self._apply(PREDICTION, self._predict_task)
 
     def _get_ready(self) -> bool:
         start, pod = self.exchange.start(), self.pod.name
@@ -124,9 +127,15 @@ class PodWorker:
             self._round += 1
         number, pod = self._round, self.pod.name
         phase = round_phase(number)
-        asked = self.exchange.asked(phase)
-        if asked is None or pod not in asked.pods or self._has_answered(phase):
+        if self._done == (phase, self.session):
             return False
+        asked = self.exchange.asked(phase)
+        if asked is None:
+            return False
+        if pod not in asked.pods or self._has_answered(phase):
+            self._done = (phase, self.session)
+            return False
+        self._weights = asked.weights
         return self._or_failed(phase, lambda: self._fit_task(pod, number))
 
     def _has_answered(self, phase: str) -> bool:
@@ -138,6 +147,7 @@ class PodWorker:
         pod, asked = self.pod.name, self.exchange.asked(phase)
         if asked is None or pod not in asked.pods or self.exchange.is_closed(phase) or self._has_answered(phase):
             return False
+        self._weights = asked.weights
         return self._or_failed(phase, lambda: task(pod))
 
     def _or_failed(self, phase: str, work: Callable[[], Any]) -> bool:
@@ -179,8 +189,8 @@ class PodWorker:
 
     def _train(self, pod: str, round_number: int) -> dict[str, Any]:
         session = self._opened()
-        weights = self._asked(round_phase(round_number)).weights
-        parameters = self.exchange.weights(weights, session.parameters)
+        weights = self._asked_weights()
+        parameters = self.exchange.weights(weights)
 
         def on_event(event: str, values: dict[str, Any]) -> None:
             if event == "batch":
@@ -194,12 +204,12 @@ class PodWorker:
 
     def _evaluate(self, pod: str) -> None:
         session = self._opened()
-        parameters = self.exchange.weights(self._asked(EVALUATION).weights, session.parameters)
+        parameters = self.exchange.weights(self._asked_weights())
         self.exchange.put_evaluation(pod, session.evaluate(parameters))
 
     def _predict(self, pod: str) -> None:
         session = self._opened()
-        parameters = self.exchange.weights(self._asked(PREDICTION).weights, session.parameters)
+        parameters = self.exchange.weights(self._asked_weights())
         result = session.predict(parameters)
         self.exchange.put_predictions(pod, torch.as_tensor(result.preds), result.keys)
 
@@ -246,8 +256,7 @@ class PodWorker:
             raise ConfigurationError(f"pod {self.pod.name!r} has not joined the job")
         return self._pod_session
 
-    def _asked(self, phase: str) -> Asked:
-        asked = self.exchange.asked(phase)
-        if asked is None:
-            raise StorageError(f"{phase} is not open in {self.exchange.url}")
-        return asked
+    def _asked_weights(self) -> Reference:
+        if self._weights is None:
+            raise ConfigurationError(f"pod {self.pod.name!r} is asked for nothing yet")
+        return self._weights

@@ -109,6 +109,7 @@ def pods_of(initialised: Manifest, records: Sequence[RoundRecord]) -> list[str]:
 class LiveRounds(LiveMetrics):
     """A thread that logs the records of rounds to the runs of the job and its pods; see `LiveMetrics`."""
 
+    pause_seconds = 2.0  # a request for each pod, in threads beside those that train
     _runs: dict[str, Run] | None = None
 
     def log(self, client: MlflowClient, batch: list[Mapping[str, Any]]) -> None:
