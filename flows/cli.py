@@ -174,6 +174,9 @@ def trained(
         summary = run.train(job, job_id, tracking_uri, surroundings)
         show_summary(surroundings.view, summary)
         return summary
+    from flows.environment import prepare
+
+    prepare(surroundings.workspace.home, verbose=surroundings.verbose)  # before Prefect is imported
     from flows import federated_run
     from flows.federated_console import FederatedView, show_federated_summary
 

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SERVER = {
@@ -43,6 +43,11 @@ def prepare(home: Path, *, verbose: bool, environment: MutableMapping[str, str] 
     wanted = {**SERVER, **RESULTS, **quiet_mlflow_environment(), "PREFECT_HOME": str((home / "prefect").resolve())}
     for name, value in {**wanted, **({} if verbose else QUIET)}.items():
         target.setdefault(name, value)
+    if environment is None:
+        with suppress(
+            OSError
+        ):  # Prefect warns of a folder that it does not find, and says itself what is wrong with one
+            Path(target["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

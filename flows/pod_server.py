@@ -45,7 +45,6 @@ def serve_pod(pod_file: Path, home: Path, *, verbose: bool, say: Callable[[str],
         )
     require_answer(api)
     prepare(home, verbose=verbose)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", POLL_SECONDS)
     from flows import pod as pod_flow
 

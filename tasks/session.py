@@ -14,7 +14,7 @@ import torch
 
 from bitfount_model import BaseSource, BitfountModelReference, BitfountSchema, DataStructure, PyTorchBitfountModel
 from bitfount_model.data import digest, source_from_config
-from bitfount_model.errors import BitfountError, DataError, StorageError, TrainingError
+from bitfount_model.errors import BitfountError, ConfigurationError, DataError, StorageError, TrainingError
 from tasks.job import LocalJob, check_job, splitter_of
 from tasks.store import Manifest, Store, local_path, read_file, read_manifest
 
@@ -64,7 +64,7 @@ def open_session(store: Store, data: Mapping[str, Any] | None = None) -> Session
         DataError: the job's rows have changed since it was initialised.
     """
     manifest = require(store, "initialise")
-    job = check_job(json.loads(read_file(store, manifest, "job")))
+    job = kept_job(json.loads(read_file(store, manifest, "job")), data)
     source = source_from_config(job.data if data is None else data)
     with user_code(store, job):
         model = build_model(job, store, manifest)
@@ -80,6 +80,24 @@ def open_session(store: Store, data: Mapping[str, Any] | None = None) -> Session
                 f" {found[:12]}…, it was {manifest.values['data_digest'][:12]}…. Start a new job for the new rows."
             )
     return Session(job, store, manifest, source, model)
+
+
+def kept_job(value: dict[str, Any], data: Mapping[str, Any] | None) -> LocalJob:
+    """The job that a store keeps; of one that was trained over pods, what applying its model to rows here needs.
+
+    Raises:
+        ConfigurationError: the job's rows are at its pods, and no others are given.
+    """
+    if "pods" not in value:
+        return check_job(value)
+    if data is None:
+        raise ConfigurationError(f"the rows of the job {value['name']!r} are at its pods: give rows of this machine")
+    length = {
+        key: number for key, number in value["training"].items() if not key.endswith("_between_parameter_updates")
+    }
+    columns = {key: setting for key, setting in value["datastructure"].items() if key not in ("table", "query")}
+    shared = {key: value[key] for key in ("name", "experiment", "model", "metrics") if key in value}
+    return check_job({**shared, "data": dict(data), "datastructure": columns, "training": length})
 
 
 def build_model(job: LocalJob, store: Store, manifest: Manifest) -> PyTorchBitfountModel:

@@ -30,7 +30,7 @@ from torch import nn
 from bitfount_model import PercentageSplitter, load_model_class
 from bitfount_model.federation import PUBLISHED, EarlyStopping
 from bitfount_model.federation.policy import PodPolicy, policy_from_json
-from flows.library import OPTIONS
+from flows.model_jobs import OPTIONS
 from tasks.federated.job_file import (
     FederatedJobFile,
     FederatedJobSchema,
