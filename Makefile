@@ -26,6 +26,8 @@ check: $(VENV)/.installed-check ## Check format, lint and types
 
 bench: install ## Measure the promises on speed
 	@$(BIN)/python benchmarks/local_fit.py
+	@$(BIN)/python benchmarks/embedded_rounds.py
+	@$(BIN)/python benchmarks/deployed_rounds.py
 
 format: $(VENV)/.installed-check ## Format the code
 	$(BIN)/ruff format .

@@ -141,7 +141,7 @@ class Store:
         self.patience_seconds = default if patience_seconds is None else patience_seconds
         self._sleep = sleep
 
-    def put(self, name: str, content: bytes, *, durable: bool = True) -> Reference:
+    def put(self, name: str, content: bytes, *, durable: bool = True, sha256: str | None = None) -> Reference:
         """Writes an artifact, whole or not at all; of several that write other bytes under one name, one succeeds.
 
         Folders without hard links, and protocols other than `file`, `memory`, `s3` and `gcs`, cannot promise the latter to writers
@@ -152,6 +152,7 @@ class Store:
             name: letters, digits, `.`, `_`, `-`, with `/` between folders.
             content: the bytes.
             durable: False for what can be made again: in a folder it may be lost if the machine loses power, which saves time.
+            sha256: of the content, where it is known already.
 
         Returns:
             Its reference; the same as before if these bytes are already there.
@@ -163,7 +164,7 @@ class Store:
         path = self._path(name)
         if len(content) > self.max_bytes:
             raise StorageError(f"{name} has {len(content)} bytes; the store takes at most {self.max_bytes}")
-        reference = Reference(name, hashlib.sha256(content).hexdigest(), len(content))
+        reference = Reference(name, sha256 or hashlib.sha256(content).hexdigest(), len(content))
         made = self._patiently(f"write {name} to", lambda: self._create(path, content, durable))
         if not made:
             # Another's, or this call's own from a try whose answer was lost.

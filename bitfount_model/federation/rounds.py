@@ -69,7 +69,11 @@ def asked_pods(job: FederatedJob, round_number: int) -> tuple[str, ...]:
 
 
 def close_round(
-    job: FederatedJob, state: GlobalState, updates: Iterable[Update], buffers: Iterable[str] = ()
+    job: FederatedJob,
+    state: GlobalState,
+    updates: Iterable[Update],
+    buffers: Iterable[str] = (),
+    digest: str | None = None,
 ) -> tuple[GlobalState, RoundSummary]:
     """Adds the updates of a round to the global parameters.
 
@@ -81,13 +85,14 @@ def close_round(
         state: after the rounds before; left as it is.
         updates: in the order of the pods' names; read once.
         buffers: names of parameters that are buffers: server optimisers leave them to the plain mean.
+        digest: `codec.digest` of the global parameters, where it is known already.
 
     Raises:
         QuorumError: fewer usable updates than the job's quorum.
     """
     round_number = state.round_number + 1
     asked = asked_pods(job, round_number)
-    digest = codec.digest(state.parameters)
+    digest = digest or codec.digest(state.parameters)
     mean = RunningMean(state.parameters, weighted=job.weighted)
     sums, by_pod, losses, refused = MetricSums({}), {}, {}, {}
     for update in updates:

@@ -226,7 +226,8 @@ class Exchange:
     def put_weights(self, parameters: Parameters) -> Reference:
         """Global parameters, under their digest."""
         content = codec.encode(parameters)
-        return self.store.put(f"weights/{hashlib.sha256(content).hexdigest()}.safetensors", content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return self.store.put(f"weights/{sha256}.safetensors", content, sha256=sha256)
 
     def weights(self, reference: Reference) -> dict[str, Any]:
         """Global parameters, held against their digest. The newest are kept: pods of one process share them, and change none.
@@ -265,7 +266,7 @@ class Exchange:
         phase = round_phase(update.round_number)
         content = codec.encode(update.delta)
         sha256 = hashlib.sha256(content).hexdigest()
-        self.store.put(delta_name(phase, update.pod, sha256), content, durable=False)
+        self.store.put(delta_name(phase, update.pod, sha256), content, durable=False, sha256=sha256)
         self._put_once(answer_name(phase, update.pod), note_of(update, sha256, len(content)).to_json())
 
     def update_note(self, phase: str, pod: str) -> UpdateNote | None:

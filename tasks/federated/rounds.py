@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from bitfount_model import codec
 from bitfount_model.errors import BitfountError, ParameterError, QuorumError, StorageError, SupersededError
 from bitfount_model.federation.early_stopping import EarlyStoppingState
@@ -105,7 +107,8 @@ class Rounds:
         gathered = Gathered(federation, phase, self.state.parameters)
         with threads(job.threads):
             try:
-                state, summary = close_round(job, self.state, gathered.updates(asked_pods(job, number)), self._buffers)
+                updates = gathered.updates(asked_pods(job, number))
+                state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256)
             except QuorumError as error:
                 missing = {**gathered.missing, **error.refused}
                 federation.require_quorum(f"round {number}", len(gathered.norms) - len(error.refused), missing)
@@ -216,7 +219,8 @@ def answer_values(note: UpdateNote) -> dict[str, Any]:
 
 def norm_of(delta: Parameters) -> float:
     """The Euclidean norm over all floating-point parameters."""
-    return math.sqrt(sum(float(value.double().square().sum()) for value in delta.values() if value.is_floating_point()))
+    floats = [value for value in delta.values() if value.is_floating_point()]
+    return math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in floats))
 
 
 def buffers_of(federation: Federation) -> tuple[str, ...]:
