@@ -6,11 +6,11 @@ import getpass
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bitfount_model import BitfountModelReference, BitfountSchema
-from bitfount_model.errors import ConfigurationError, QuorumError, SupersededError, WeightsFileError
+from bitfount_model.errors import ConfigurationError, QuorumError, StorageError, SupersededError, WeightsFileError
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod
 from bitfount_model.reference import argument_problems, load_model_class
@@ -85,7 +85,8 @@ def ended(exchange: Exchange, session: int) -> Iterator[None]:
         state, reason = "failed", f"{type(error).__name__}: {error}"
         raise
     finally:
-        exchange.end_session(session, state, reason)
+        with suppress(StorageError):  # pods of a store that is away give up by themselves
+            exchange.end_session(session, state, reason)
 
 
 def embedded_pods(asked: FederatedJobFile) -> list[Pod]:

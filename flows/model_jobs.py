@@ -26,9 +26,9 @@ from bitfount_model.files import write_atomically
 from bitfount_model.metrics import default_metrics
 from bitfount_model.reference import argument_problems
 from bitfount_model.weights_files import read_weights, write_weights
+from flows.entry_points import home_of
 from flows.federated_console import FederatedView
 from flows.federated_run import exchange_url, met_at, train
-from flows.library import home_of
 from flows.prefect_server import prefect_server
 from flows.run import Surroundings
 from flows.settings import read_pod

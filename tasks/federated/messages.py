@@ -54,47 +54,65 @@ class Asked:
 
 
 class StrictMessage(Schema):
+    """Unknown keys are errors: what is read was written by another machine."""
+
     class Meta:
         unknown = RAISE
 
 
 class EndSchema(StrictMessage):
+    """How a session of the modeller ended."""
+
     state = fields.String(required=True)
     reason = fields.String(required=True)
 
 
 class JoinedSchema(StrictMessage):
+    """`Joined` as it lies in the exchange."""
+
     schema = fields.String(required=True)
     rows = fields.Dict(required=True)
 
 
 class CommonSchema(StrictMessage):
+    """The common schema of all pods."""
+
     schema = fields.String(required=True)
 
 
 class StartSchema(StrictMessage):
+    """`Start` as it lies in the exchange."""
+
     schema = fields.String(required=True)
     preparation = fields.Dict(required=True)
     pods = fields.List(fields.String(), required=True)
 
 
 class ReferenceSchema(StrictMessage):
+    """A `Reference`."""
+
     name = fields.String(required=True)
     sha256 = fields.String(required=True, validate=validate.Regexp(r"^[0-9a-f]{64}\Z"))
     size = fields.Integer(strict=True, required=True, validate=validate.Range(min=0))
 
 
 class AskedSchema(StrictMessage):
+    """`Asked` as it lies in the exchange."""
+
     pods = fields.List(fields.String(), required=True)
     weights = fields.Nested(ReferenceSchema, required=True)
 
 
 class PredictionsSchema(StrictMessage):
+    """Where a pod's predictions lie, and the keys of their rows."""
+
     array = fields.Nested(ReferenceSchema, required=True)
     keys = fields.List(fields.Raw(), required=True, allow_none=True)
 
 
 class FailureSchema(StrictMessage):
+    """Why a pod has no answer."""
+
     reason = fields.String(required=True, validate=validate.Length(max=MAX_REASON))
 
 

@@ -198,6 +198,8 @@ class PodWorker:
 
         with timeout(session.job.deadline_seconds, timeout_exc_type=TimeoutError), listening(on_event):
             update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
+        if self.exchange.is_closed(round_phase(round_number)):  # nobody would add it, or remove it
+            raise ConfigurationError(f"pod {pod!r} is too late: round {round_number} is closed")
         self.exchange.put_update(update)
         tell("pod_fitted", {"pod": pod, "round": round_number, "rows": update.weight})
         return {"pod": pod, "round": round_number, "seconds": round(update.seconds, 4)}
