@@ -301,6 +301,8 @@ def metric_names(model: PyTorchBitfountModel, metrics: Mapping[str, Any] | None)
     """
     if metrics is None:
         return None
+    if not model.schema.columns:
+        return list(metrics)  # what the target is, only pods know: they refuse names that they do not
     known = default_metrics(model.problem)
     if missing := [name for name in metrics if name not in known]:
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -150,3 +151,65 @@ def test_a_pod_whose_modeller_is_gone_gives_up_and_says_so(served: Site, tmp_pat
     wait_for(lambda: said in served.log("ann").read_text(), "ann to give up")
     served.write_pod("ann")
     served.let_go("bob", 1)
+
+
+def test_a_pod_that_is_killed_between_rounds_loses_nothing_that_it_sent(
+    served: Site, train: Train, embedded: Embedded, tmp_path: Path
+) -> None:
+    wanted = {3: embedded("whole")["weights_sha256"]}
+    served.raises("bob", 3)
+    wanted[2] = embedded("without")["weights_sha256"]
+    served.clear()
+    here = served.hold("ann", 2)
+    modeller = subprocess.Popen(
+        command(
+            *("train", served.write_job(deployed=True), "--home", tmp_path / "own", "--job-id", "between", "--json")
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(here.exists, "ann to train in round 2")
+    answer = served.store / "between" / "rounds" / "00002" / "updates" / "bob.json"
+    wait_for(answer.exists, "bob to answer round 2")
+
+    served.worker("bob", "between").kill()
+    served.let_go("ann", 2)
+
+    out, err = modeller.communicate(timeout=240)
+    assert modeller.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    # In round 3 it is started again, or its end is seen only while the round waits for it.
+    rounds = summary["pods"]["bob"]["rounds"]
+    assert summary["weights_sha256"] == wanted[rounds]
+    assert set(summary["pods"]["bob"]["missing"]) == (set() if rounds == 3 else {"round 3"})
+
+
+def test_nonsense_in_place_of_an_update_costs_that_update(
+    served: Site, train: Train, embedded: Embedded, tmp_path: Path
+) -> None:
+    served.raises("bob", 2)
+    wanted = embedded()
+    served.clear()
+    here = served.hold("bob", 2)
+    modeller = subprocess.Popen(
+        command(
+            *("train", served.write_job(deployed=True), "--home", tmp_path / "own", "--job-id", "nonsense", "--json")
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(here.exists, "bob to train in round 2")
+
+    (served.store / "nonsense" / "rounds" / "00002" / "updates" / "bob.json").write_text(
+        '{"pod": "bob", "weight": 1e99}'
+    )
+    served.let_go("bob", 2)
+
+    out, err = modeller.communicate(timeout=240)
+    assert modeller.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["weights_sha256"] == wanted["weights_sha256"]
+    assert "SerializationError" in summary["pods"]["bob"]["missing"]["round 2"]
+    assert summary["pods"]["bob"]["rounds"] == 2
