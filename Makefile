@@ -17,7 +17,7 @@ demo: install ## Train over three hospitals in one process, tracked in MLflow
 	@$(BIN)/bitfount-flows train examples/hospitals/job.yaml
 
 test: $(VENV)/.installed-test ## Run all tests
-	@$(BIN)/pytest -n 2 --dist loadscope
+	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.installed-check ## Check format, lint and types
 	$(BIN)/ruff format --check .

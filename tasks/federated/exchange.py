@@ -357,7 +357,7 @@ class Exchange:
         content = self._notes.find(name)
         try:
             return None if content is None else json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SerializationError(f"{name} in {self.url} is not JSON: {error}") from error
 
     def _checked(self, name: str, schema: Schema) -> Any:

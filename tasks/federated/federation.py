@@ -14,7 +14,7 @@ from tasks.federated.collect import Collector, Reach
 from tasks.federated.exchange import JOIN, Exchange
 from tasks.store import Store
 
-SHORTEST_JOIN_SECONDS = 60.0
+SHORTEST_JOIN_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

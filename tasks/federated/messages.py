@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from marshmallow import RAISE, Schema, fields, validate
@@ -121,4 +122,6 @@ def plain_keys(keys: Iterable[Any] | None) -> list[Any] | None:
     if keys is None:
         return None
     plain = (key.item() if hasattr(key, "item") else key for key in keys)
-    return [key if isinstance(key, str | int | float) else str(key) for key in plain]
+    return [
+        key if isinstance(key, str | int) or (isinstance(key, float) and isfinite(key)) else str(key) for key in plain
+    ]

@@ -48,6 +48,10 @@ DOING = {"statistics": "summarise its rows"}
 """Steps whose names are no verbs."""
 
 
+class TooLateError(TimeoutError):
+    """A fit took longer than its round waits; doing it again would take as long."""
+
+
 class PodWorker:
     """One pod in one job.
 
@@ -196,7 +200,7 @@ class PodWorker:
             if event == "batch":
                 tell("pod_batch", {"pod": pod, "round": round_number, **values})
 
-        with timeout(session.job.deadline_seconds, timeout_exc_type=TimeoutError), listening(on_event):
+        with timeout(session.job.deadline_seconds, timeout_exc_type=TooLateError), listening(on_event):
             update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
         if self.exchange.is_closed(round_phase(round_number)):  # nobody would add it, or remove it
             raise ConfigurationError(f"pod {pod!r} is too late: round {round_number} is closed")
@@ -232,7 +236,8 @@ class PodWorker:
                     return body(*arguments, **named)
             except Exception as error:
                 logger.error("pod %s, %s: %s", self.pod.name, name, "".join(traceback.format_exception(error)))
-                raise PodError(self._reason(name, error), transient=is_transient(error)) from None
+                passes = is_transient(error) and not isinstance(error, TooLateError)
+                raise PodError(self._reason(name, error), transient=passes) from None
 
         task: Callable[..., Value] = step(name, run_name)(guarded)
         return task
@@ -244,7 +249,7 @@ class PodWorker:
             return (
                 f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
             )
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TooLateError):
             return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
         names_all_columns = isinstance(error, SchemaMismatchError)
         if isinstance(error, SPEAKABLE) or (names_all_columns and self.pod.policy.columns == "all"):

@@ -482,7 +482,9 @@ def test_categories_that_were_never_seen_are_predicted(encoding: Any) -> None:
     unseen = frame.assign(colour=["mauve", None, "red"] * 40)
     found = model.predict(DataFrameSource(unseen)).preds
     assert np.isfinite(found).all()
-    np.testing.assert_array_equal(found[2::3][:1], model.predict(DataFrameSource(unseen.iloc[[2]])).preds)
+    # To the last bit but one: which kernels multiply matrices, and in which order they add, depends on the batch and the CPU.
+    alone = model.predict(DataFrameSource(unseen.iloc[[2]])).preds
+    np.testing.assert_allclose(found[2::3][:1], alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])

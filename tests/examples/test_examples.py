@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from sklearn.datasets import load_diabetes
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from torch import nn
 
-from bitfount_model import PercentageSplitter, load_model_class
+from bitfount_model import DataStructure, PercentageSplitter, load_model_class
 from bitfount_model.federation import PUBLISHED, EarlyStopping
-from bitfount_model.federation.policy import PodPolicy, policy_from_json
+from bitfount_model.federation.policy import PodPolicy, _PolicySchema, policy_from_json
 from flows.model_jobs import OPTIONS
 from tasks.federated.job_file import (
     FederatedJobFile,
@@ -39,7 +40,7 @@ from tasks.federated.job_file import (
     with_own_seed,
 )
 from tasks.federated.pod_file import PodSchema, check_pod
-from tasks.job import JobSchema, check_job
+from tasks.job import SPLITTERS, JobSchema, check_job
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -256,6 +257,50 @@ def keys_listed(text: str) -> set[tuple[str, ...]]:
     return {tuple(name.split(".")) for name in re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE)}
 
 
+def defaults_listed(text: str) -> dict[tuple[str, ...], str]:
+    """Key -> what its row says in the column `default`, in the tables that have one."""
+    found: dict[tuple[str, ...], str] = {}
+    for table in re.findall(r"^\| key \|.*\| default \|\n(?:\|.*\n)+", text, flags=re.MULTILINE):
+        for name, default in re.findall(r"^\| `([\w.]+)` \|.*\| ?(.*?) ?\|$", table, flags=re.MULTILINE):
+            found[tuple(name.split("."))] = default
+    return found
+
+
+def defaults_of(schema: Schema, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Key -> how a page says that it is required, or its default; of keys that are neither, a page says what it likes."""
+    found: dict[tuple[str, ...], str] = {}
+    for name, field in schema.fields.items():
+        here = (*path, field.data_key or name)
+        if isinstance(field, fields.Nested):
+            found |= defaults_of(field.schema, here)
+        elif field.required:
+            found[here] = "required"
+        elif (text := in_words(field.load_default)) is not None:
+            found[here] = text
+    return found
+
+
+def defaults_of_class(cls: type, path: tuple[str, ...]) -> dict[tuple[str, ...], str]:
+    """The same for a section that is the arguments of a class."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {(*path, each.name): text for each in parameters if (text := in_words(each.default)) is not None}
+
+
+def in_words(default: Any) -> str | None:
+    """A default as a page writes it."""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, int | float):
+        return f"{default:g}"
+    return f"`{default}`" if isinstance(default, str) else None
+
+
+def wrong_defaults(text: str, so: Mapping[tuple[str, ...], str]) -> dict[tuple[str, ...], tuple[str | None, str]]:
+    """Key -> (what the page says, what is so). A page may go on after a comma: `0, none`."""
+    listed = defaults_listed(text)
+    return {key: (listed.get(key), said) for key, said in so.items() if listed.get(key, "").partition(",")[0] != said}
+
+
 def leaves(keys: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
     """Keys that are no sections."""
     every = set(keys)
@@ -279,16 +324,32 @@ def test_the_page_on_job_files_names_every_key_of_a_local_job_and_no_other() -> 
 def test_the_page_on_job_files_names_every_key_of_a_federated_job_and_no_other() -> None:
     federated = parts_of_the_page_on_jobs()[1]
     assert keys_listed(federated) == leaves(keys_of(FederatedJobSchema()))
-    (stopping,) = re.findall(r"^\| `federation.early_stopping` \|.*$", federated, flags=re.MULTILINE)
-    assert set(re.findall(r"(\w+): ", stopping)) >= {
-        field.name for field in dataclasses.fields(EarlyStopping) if field.init
-    }
+    settings = {field.name for field in dataclasses.fields(EarlyStopping) if field.init}
+    for key, wanted in (("early_stopping", settings), ("best", {"metric", "mode"})):
+        (row,) = re.findall(rf"^\| `federation.{key}` \|.*$", federated, flags=re.MULTILINE)
+        assert set(re.findall(r"[{ ](\w+): ", row)) == wanted
 
 
 def test_the_page_on_pod_files_names_every_key_of_a_pod_and_its_policy_and_no_other() -> None:
     page = (ROOT / "docs" / "pod_file.md").read_text(encoding="utf-8")
     policy = {("policy", field.name) for field in dataclasses.fields(PodPolicy)}
     assert keys_listed(page) == leaves([*keys_of(PodSchema()), *policy])
+
+
+def test_the_defaults_on_the_pages_are_those_of_jobs_pods_and_policies() -> None:
+    local, federated = parts_of_the_page_on_jobs()
+    pod = (ROOT / "docs" / "pod_file.md").read_text(encoding="utf-8")
+    splitters = {
+        key: said for kind, cls in SPLITTERS.items() for key, said in defaults_of_class(cls, ("splitter", kind)).items()
+    }
+    policy = defaults_of(_PolicySchema(), ("policy",))
+    of_local = {key: said for key, said in defaults_of(JobSchema()).items() if key[:2] != ("predict", "data")}
+    sections = ("model", "datastructure")  # of a federated job: the page sends the reader to those of a local one
+    of_federated = {key: said for key, said in defaults_of(FederatedJobSchema()).items() if key[0] not in sections}
+    structure = defaults_of_class(DataStructure, ("datastructure",))
+    assert wrong_defaults(local, {**of_local, **splitters, **structure}) == {}
+    assert wrong_defaults(federated, of_federated) == {}
+    assert wrong_defaults(pod, {**defaults_of(PodSchema()), **splitters, **policy}) == {}
 
 
 def test_the_page_on_federated_training_names_every_option_and_every_server_optimiser() -> None:
@@ -334,6 +395,17 @@ def test_the_models_that_the_pages_show_are_models(page: str, tmp_path: Path) ->
 )])  # fmt: skip
 def test_the_links_of_the_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    missing = [target for target in targets if target and not (ROOT / page).parent.joinpath(target).exists()]
-    assert missing == []
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not leads_somewhere(ROOT / page, target)] == []
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """Whether a link's file is there, and has the heading that is behind its `#`."""
+    name, _, heading = target.partition("#")
+    file = page.parent / name if name else page
+    if not file.exists() or not heading:
+        return file.exists()
+    prose = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    # As GitHub makes them: lower case, blanks to hyphens, nothing else but letters, digits and underscores.
+    return heading in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}

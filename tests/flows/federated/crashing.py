@@ -65,9 +65,10 @@ class Modeller:
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(30)
+        self._process.stdout.close()
 
 
 def main() -> None:

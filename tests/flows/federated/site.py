@@ -19,7 +19,7 @@ from sklearn.datasets import load_breast_cancer
 
 from tests.flows.conftest import command
 
-WAIT_SECONDS = 120
+WAIT_SECONDS = 240
 
 MODEL = """\
 import time
@@ -146,7 +146,7 @@ class Site:
             **({"store": "store"} if deployed else {}),
             "datastructure": {"target": "target"},
             "training": {"epochs": rounds, "seed": 5, "batch_size": 16},
-            "federation": {"quorum": 2, "deadline_seconds": 60},
+            "federation": {"quorum": 2, "deadline_seconds": 150},
             "metrics": ["AUC"],
         }
         return write_yaml(self.folder / f"{name}.yaml", {**value, **sections})

@@ -40,7 +40,8 @@ class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
         self.lr = lr
 
     def create_model(self):
-        return nn.Sequential(nn.BatchNorm1d(self.datastructure.input_size), nn.Linear(self.datastructure.input_size, self.n_classes))
+        size = self.datastructure.input_size
+        return nn.Sequential(nn.BatchNorm1d(size), nn.Linear(size, self.n_classes))
 
     def forward(self, x):
         x, sup = x
@@ -50,10 +51,10 @@ class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def is_told_to(self, what):
-        round_number = self.position // len(self.train_dataloader()) + 1
-        return bool(self.gate) and (Path(self.gate) / f"{self._identifier}.{round_number}.{what}").exists()
+        return bool(self.gate) and (Path(self.gate) / f"{self._identifier}.{self.round}.{what}").exists()
 
     def on_train_start(self):
+        self.round = self.position // len(self.train_dataloader()) + 1
         if self.is_told_to("raise"):
             raise ValueError(f"cannot go on with the row of {self.read(self._data).iloc[0].to_dict()}")
         while self.is_told_to("hang"):
@@ -149,6 +150,8 @@ class Team:
     def began(self, exchange: Exchange | None = None, store: Store | None = None, **changes: Any) -> Federation:
         """The modeller's next session of a job that has been published, and pods that have not joined yet."""
         exchange, job = exchange or self.exchange(), self.job(**changes)
+        store = store or Store(self.folder / "store")
+        store.put("job.json", b"{}")
         exchange.publish(job, SOURCE)
         session = exchange.begin_session({})
         return Federation(
@@ -156,7 +159,7 @@ class Team:
             name="cells",
             experiment="tests",
             source=SOURCE,
-            store=store or Store(self.folder / "store"),
+            store=store,
             exchange=exchange,
             session=session,
             reach=EmbeddedPods([self.pod(name) for name in self.names], exchange, session),
@@ -165,8 +168,6 @@ class Team:
     def initialised(self, **changes: Any) -> Federation:
         """The same, ready for rounds."""
         federation = self.began(**changes)
-        if not federation.store.has("job.json"):
-            federation.store.put("job.json", b"{}")
         federation.reach.work()
         joined = join_pods(federation)
         federation.reach.work()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_next_answer_is_not_looked_for_before_the_last_was_taken(exchange: E
 
 def test_all_pods_share_one_deadline(exchange: Exchange, reach: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(collect.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(collect, "time", SimpleNamespace(monotonic=lambda: now[0]))
     given_seconds: list[float] = []
 
     def awaited(look: Callable[[], object], seconds: float) -> object:
