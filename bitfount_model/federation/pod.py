@@ -35,7 +35,7 @@ from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, refusals
 from bitfount_model.federation.statistics import PodStatistics, pod_statistics
-from bitfount_model.metrics import MetricCollection, default_metrics
+from bitfount_model.metrics import Metric, MetricCollection, default_metrics
 from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.model import PyTorchBitfountModel
 from bitfount_model.reference import load_model_class
@@ -248,7 +248,9 @@ class PodSession:
         model.val_stats.clear()  # each round's are in its update; a long job keeps no list of them
         term = [ProximalTerm(job.proximal_mu)] if job.proximal_mu else []
         began = time.perf_counter()
-        records = model.fit_locally(None, metrics=self._metrics(model), callbacks=[*term, *callbacks])
+        records = model.fit_locally(
+            None, metrics=chosen_metrics(model, self.job.metrics), callbacks=[*term, *callbacks]
+        )
         seconds = time.perf_counter() - began
         validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
         return Update(
@@ -271,7 +273,7 @@ class PodSession:
         result = model.evaluate()
         if not isinstance(result, EvaluateReturnType):
             raise ConfigurationError("evaluate on a pod's own rows gave no predictions")
-        metrics = MetricCollection.create_from_model(model, self._metrics(model))
+        metrics = MetricCollection.create_from_model(model, chosen_metrics(model, self.job.metrics))
         return MetricSums.of(metrics.compute(result.targs, result.preds), len(result.preds))
 
     def predict(self, parameters: Parameters) -> PredictReturnType:
@@ -331,12 +333,18 @@ class PodSession:
     def _has_types_of_pods(self) -> bool:
         return any(isinstance(types, Mapping) for types in (self._datastructure.schema_types_override or {}).values())
 
-    def _metrics(self, model: PyTorchBitfountModel) -> dict[str, Any]:
-        known = default_metrics(model.problem)
-        wanted = known if self.job.metrics is None else self.job.metrics
-        if missing := [name for name in wanted if name not in known]:
-            raise ConfigurationError(f"metrics: no {', '.join(missing)} for this problem; there are {', '.join(known)}")
-        return {name: known[name] for name in wanted}
+
+def chosen_metrics(model: PyTorchBitfountModel, names: Sequence[str] | None) -> dict[str, Metric]:
+    """The default metrics of a model's problem, or those of them that are named.
+
+    Raises:
+        ConfigurationError: there is no such metric for the problem.
+    """
+    known = default_metrics(model.problem)
+    wanted = known if names is None else names
+    if missing := [name for name in wanted if name not in known]:
+        raise ConfigurationError(f"metrics: no {', '.join(missing)} for this problem; there are {', '.join(known)}")
+    return {name: known[name] for name in wanted}
 
 
 def build_model(

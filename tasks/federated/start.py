@@ -11,6 +11,7 @@ from bitfount_model import BitfountSchema, DataStructure, PyTorchBitfountModel
 from bitfount_model.data import Preparation
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation import PodStatistics, merge_schemas, merge_statistics
+from bitfount_model.federation.pod import chosen_metrics
 from bitfount_model.serialization import dump
 from bitfount_model.weights_files import read_weights, to_safetensors
 from tasks.federated.exchange import JOIN, Joined, Start
@@ -71,6 +72,7 @@ def initialise(federation: Federation, absent: Mapping[str, str]) -> Manifest:
     with threads(federation.job.threads):
         model = federation.model(schema)
         check_classes(model)
+        chosen_metrics(model, federation.job.metrics)
         if federation.pretrained is not None:
             model.update_params(read_weights(federation.pretrained, model.get_param_states(), True).parameters)
     missing = {

@@ -182,10 +182,12 @@ def test_after_a_fit_that_failed_the_next_one_gives_the_bits_of_one_that_never_d
     wanted = [smooth.fit(number, parameters) for number in (1, 2)]
     rough, _ = ready(session(**asked))
 
+    half_trained = rough._ready()
     gate.touch()
     with pytest.raises(ValueError, match="half a step"):
         rough.fit(1, parameters)
     gate.unlink()
+    assert rough._ready() is not half_trained
 
     for update in wanted:
         found = rough.fit(update.round_number, parameters)

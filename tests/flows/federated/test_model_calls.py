@@ -12,7 +12,7 @@ import torch
 
 from bitfount_model import BitfountSchema, DataStructure, PyTorchBitfountModel, load_model_class
 from bitfount_model.data import CSVSource
-from bitfount_model.errors import ConfigurationError, QuorumError
+from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.early_stopping import EarlyStopping
 from tests.flows.federated.site import Site
 
@@ -117,7 +117,7 @@ def test_pods_compute_the_metrics_that_are_named_and_refuse_those_that_there_are
     assert stats is not None and stats.keys() == {"AUC", "validation_loss"}
     with pytest.raises(ConfigurationError, match="no Luck"):
         model.fit(**options, metrics={"Luck": None})
-    with pytest.raises(QuorumError, match="no Luck"):
+    with pytest.raises(ConfigurationError, match="no Luck"):
         build().fit(**options, metrics={"Luck": None})
 
 

@@ -149,6 +149,16 @@ def test_a_pod_that_starts_late_leaves_closed_rounds_alone(team: Team) -> None:
     assert files_below(team.folder / "exchange") == before
 
 
+def test_a_pod_that_starts_late_is_in_the_round_that_is_open(team: Team) -> None:
+    federation = team.initialised()
+    rounds = Rounds(federation)
+    one_round(federation, rounds)
+    one_round(federation, rounds)
+    rounds.open()
+    assert exhausted(worker_of(team, federation)) == 3  # join, prepare, fit
+    assert federation.exchange.has_answer(round_phase(3), "ann")
+
+
 def test_a_pod_that_is_not_asked_does_not_answer(team: Team) -> None:
     federation = team.initialised(sample=1, quorum=1, epochs=6)
     rounds = Rounds(federation)
