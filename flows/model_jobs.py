@@ -281,6 +281,8 @@ def federation_of(options: Options) -> dict[str, Any]:
     """The job's section `federation`."""
     aggregator = options.aggregator
     section = {"optimiser": aggregator} if isinstance(aggregator, str) else dict(aggregator or {})
+    if twice := sorted({"early_stopping", "quorum", "deadline_seconds", "require_all_pods"} & section.keys()):
+        raise ConfigurationError(f"aggregator: give {', '.join(twice)} as options of their own")
     stopping = options.early_stopping
     if isinstance(stopping, EarlyStopping):
         stopping = {name: value for name, value in asdict(stopping).items() if name != "lower_is_better"}

@@ -53,7 +53,7 @@ def serve_pod(pod_file: Path, home: Path, *, verbose: bool, say: Callable[[str],
         os.environ[pod_flow.VERBOSE] = "1"
     store = pod_flow.store_of(settings)
     settings.pod()
-    with only_once(home / "pods" / settings.name), quiet(verbose):
+    with only_once(home / "pods" / settings.name, "pod"), quiet(verbose):
         say(
             f"pod {settings.name}: serving pod/{settings.name} through {api}, meeting modellers in {store}; Ctrl-C ends it"
         )

@@ -117,8 +117,12 @@ def _different(one: Any, other: Any, path: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def only_once(folder: Path) -> Iterator[None]:
-    """Holds a job for this process.
+def only_once(folder: Path, what: str = "job") -> Iterator[None]:
+    """Holds a job, or something else with a folder of its own, for this process.
+
+    Args:
+        folder: of the job.
+        what: it is, for messages.
 
     Raises:
         ConfigurationError: another process is running it.
@@ -130,7 +134,7 @@ def only_once(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConfigurationError(
-            f"the job {folder.name!r} is running in another process; wait for it to end"
+            f"the {what} {folder.name!r} is running in another process; wait for it to end"
         ) from error
     except OSError as error:
         raise StorageError(f"cannot write in {folder}: {error.strerror}") from error

@@ -130,7 +130,8 @@ def pod_statistics(
         raise TooFewRowsError(
             f"statistics of fewer than {min_rows} values are not sent, as they would tell the values: found {len(frame)} "
             f"training rows{'; too few values in ' + ', '.join(few) if few else ''}. Leave such columns out with "
-            "ignore_cols, let the job bring its own preparation, or lower min_rows, if the data's owner agrees"
+            "ignore_cols, let the job bring its own preparation, or lower min_rows (`minimum_statistics_rows` in a job), if the"
+            " data's owner agrees"
         )
     return PodStatistics(columns)
 

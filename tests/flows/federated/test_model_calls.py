@@ -99,6 +99,7 @@ def test_settings_of_the_protocol_are_honoured(build: Build, options: dict[str, 
         ({"pod_identifiers": ["ann", "bob"]}, "the files in `pods` are of"),
         ({"steps_between_parameter_updates": 2}, "counts in epochs"),
         ({"aggregator": "FedSomething"}, "Must be one of"),
+        ({"aggregator": {"quorum": 1}}, "give quorum as options of their own"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
