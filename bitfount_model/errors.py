@@ -87,6 +87,10 @@ class TrainingError(ModelError):
     """The user's own code raised in a step, or training left finite numbers."""
 
 
+class DivergedError(TrainingError):
+    """Parameters are not finite after training; the message names them and no value."""
+
+
 class ParameterError(BitfountError, ValueError):
     """Names, shapes, dtypes or values of parameters do not fit."""
 
@@ -137,6 +141,10 @@ class SupersededError(FederationError):
 
 class StorageError(BitfountError):
     """The place for artifacts cannot be read or written."""
+
+
+class StoreAwayError(StorageError):
+    """The place for artifacts did not answer for as long as it was tried."""
 
 
 class IntegrityError(StorageError):

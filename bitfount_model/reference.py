@@ -28,6 +28,8 @@ from bitfount_model.data import BitfountSchema, DataStructure
 from bitfount_model.errors import ConfigurationError, ModelFileError
 from bitfount_model.model import PyTorchBitfountModel
 
+SOURCE_MODULE = "bitfount_model_source_"
+"""How the names of modules begin that models' sources are run as."""
 REGISTRY_GROUP = "bitfount_model.registry"
 Registry = Callable[[str, int | str | None], bytes]
 """(name, version, alias or None for the newest) -> the bytes of the model's source."""
@@ -223,7 +225,7 @@ class _SourceLoader(importlib.abc.ExecutionLoader):
 
 
 def _executed(source: bytes, path: Path | None) -> ModuleType:
-    name = f"bitfount_model_source_{hashlib.sha256(source).hexdigest()[:32]}"
+    name = f"{SOURCE_MODULE}{hashlib.sha256(source).hexdigest()[:32]}"
     filename = f"{name}.py" if path is None else str(path)
     shown = "the model source" if path is None else f"model file {filename!r}"
     try:

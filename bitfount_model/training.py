@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from bitfount_model.data import BaseLoader, StepLoader
 from bitfount_model.epoch_end_hooks import EpochEndHooks
-from bitfount_model.errors import MissingSplitError, TrainingError
+from bitfount_model.errors import DivergedError, MissingSplitError
 from bitfount_model.fit_course import EpochRecord, FitCourse
 from bitfount_model.metrics import MetricCollection
 from bitfount_model.parameters import public_names
@@ -193,7 +193,7 @@ def check_finite_parameters(model: PyTorchBitfountModel) -> None:
     public = public_names(states)
     bad = [public[name] for name, t in states.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
-        raise TrainingError(
+        raise DivergedError(
             f"after training, {len(bad)} of the model's parameters are NaN or infinite: {', '.join(bad[:5])}"
             f"{' …' if len(bad) > 5 else ''}. Try a smaller learning rate, gradient clipping, or normalised inputs."
         )

@@ -25,7 +25,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
+from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError, StoreAwayError
 from bitfount_model.files import create_atomically
 
 MAX_BYTES = 16 * 2**30
@@ -313,8 +313,10 @@ class Store:
         error = _error(state)
         what = f"cannot {doing} {self.url}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
         if _may_pass(error):
-            what += f", tried for {_tried_for(state):.0f} s. Run it again when the place answers."
-        elif self._local:
+            raise StoreAwayError(
+                f"{what}, tried for {_tried_for(state):.0f} s. Run it again when the place answers."
+            ) from error
+        if self._local:
             what += ". Free some space, make the folder writable, or choose another."
         else:
             what += ". Check the URL, its credentials, what they allow, and the space that is left."

@@ -113,6 +113,8 @@ def close_round(
             + (f" ({why})" if why else ""),
             refused,
         )
+    if not mean.weight:
+        raise QuorumError(f"round {round_number}: no pod has training rows behind its update", refused)
     settings = server_settings(job.optimiser, job.optimiser_settings, tuple(buffers))
     server, parameters = SERVER_OPTIMISERS[job.optimiser](state.server, state.parameters, mean.mean(), settings)
     metrics = sums.mean()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from bitfount_model.errors import BitfountError, IntegrityError, StorageError
+from bitfount_model.errors import BitfountError, StoreAwayError
 from tasks.federated.exchange import JOIN, Exchange
 
 Value = TypeVar("Value")
@@ -67,7 +67,7 @@ class Collector(Generic[Value]):
             try:
                 found = self._exchange.awaited(lambda pod=pod: self._seen(pod, look), seconds)
             except BitfountError as error:
-                if isinstance(error, StorageError) and not isinstance(error, IntegrityError):
+                if isinstance(error, StoreAwayError):
                     raise  # nobody can be reached through a store that is away: no pod is to blame
                 found = (None, f"{type(error).__name__}: {error}")
             self.waited += time.monotonic() - began

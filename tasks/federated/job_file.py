@@ -158,6 +158,8 @@ class FederatedJobSchema(StrictSchema):
             raise ValidationError("give files of pods (they run here), or names of deployed pods, not both", "pods")
         if files and data.get("store"):
             raise ValidationError("pods that run here meet in the job's folder; a store is for deployed pods", "store")
+        if data.get("schema", {}).get("file") and data.get("schema", {}).get("types"):
+            raise ValidationError("give a file, which holds the types, or types", "schema")
         if pods and not files and data.get("compare"):
             raise ValidationError("deployed pods do not lend their rows for a comparison", "compare")
         if data.get("compare") and not (data.get("evaluate") and data.get("operation") == FIT):

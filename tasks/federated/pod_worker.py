@@ -18,6 +18,7 @@ from prefect.utilities.timeout import timeout
 from bitfount_model.errors import (
     BitfountError,
     ConfigurationError,
+    DivergedError,
     IntegrityError,
     ParameterError,
     PodError,
@@ -27,6 +28,7 @@ from bitfount_model.errors import (
 )
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, Joined, Start, round_phase
 from tasks.fit import BatchProgress
 from tasks.progress import listening, tell
@@ -43,7 +45,7 @@ logger = logging.getLogger(POD_LOGGER)
 Value = TypeVar("Value")
 
 # Their messages are made of settings, names, counts and shapes, never of values of rows.
-SPEAKABLE = (ConfigurationError, ParameterError, StorageError, TooFewRowsError)
+SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, StorageError, TooFewRowsError)
 DOING = {"statistics": "summarise its rows"}
 """Steps whose names are no verbs."""
 
@@ -251,8 +253,8 @@ class PodWorker:
             )
         if isinstance(error, TooLateError):
             return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
-        names_all_columns = isinstance(error, SchemaMismatchError)
-        if isinstance(error, SPEAKABLE) or (names_all_columns and self.pod.policy.columns == "all"):
+        names_all_columns = isinstance(error, SchemaMismatchError) and self.pod.policy.columns == "all"
+        if (isinstance(error, SPEAKABLE) or names_all_columns) and not came_through_model(error):
             text = str(error)
             return text if text.startswith(f"pod {self.pod.name!r}") else f"{what}: {text}"
         where = "" if isinstance(error, BitfountError) else " in the model or below it"
@@ -267,3 +269,9 @@ class PodWorker:
         if self._weights is None:
             raise ConfigurationError(f"pod {self.pod.name!r} is asked for nothing yet")
         return self._weights
+
+
+def came_through_model(error: BaseException) -> bool:
+    """Whether an error was raised in a model's own code, or below it: then its text may hold anything, whatever its type."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__", "")).startswith(SOURCE_MODULE) for frame, _ in frames)

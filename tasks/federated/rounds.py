@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from bitfount_model import codec
-from bitfount_model.errors import BitfountError, ParameterError, QuorumError, StorageError, SupersededError
+from bitfount_model.errors import (
+    BitfountError,
+    ParameterError,
+    QuorumError,
+    StorageError,
+    StoreAwayError,
+    SupersededError,
+)
 from bitfount_model.federation.early_stopping import EarlyStoppingState
 from bitfount_model.federation.job import selection
 from bitfount_model.federation.messages import UpdateNote
@@ -202,6 +209,8 @@ class Gathered:
                 if note.pod != pod:
                     raise ParameterError(f"its update says that it is of pod {note.pod!r}")
                 update = exchange.update(self._phase, note, self._expected)
+            except StoreAwayError:
+                raise  # no pod is to blame
             except (ParameterError, StorageError) as error:
                 self._unusable[pod] = f"{type(error).__name__}: {error}"
                 continue

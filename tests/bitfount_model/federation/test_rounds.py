@@ -238,6 +238,15 @@ def test_updates_that_do_not_belong_are_left_out_with_their_reason() -> None:
     assert all(torch.equal(state.parameters[name], before[name]) for name in before)
 
 
+def test_updates_without_a_row_behind_them_make_no_round() -> None:
+    tables = parts(2)
+    asked = job(list(tables))
+    sessions, state = opened(asked, tables, ALL_TRAIN)
+    updates = [replace(sessions[pod].fit(1, state.parameters), weight=0) for pod in asked.pods]
+    with pytest.raises(QuorumError, match="no pod has training rows"):
+        close_round(asked, state, updates)
+
+
 def test_metrics_are_averaged_over_the_validation_rows_of_all_pods() -> None:
     tables = {"pod-0": ROWS.iloc[:60], "pod-1": ROWS.iloc[60:]}
     asked = job(list(tables), metrics=["Accuracy"])

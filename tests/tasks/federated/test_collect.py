@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitfount_model.errors import BitfountError, IntegrityError, ParameterError, SerializationError, StorageError
+from bitfount_model.errors import (
+    BitfountError,
+    IntegrityError,
+    ParameterError,
+    SerializationError,
+    StorageError,
+    StoreAwayError,
+)
 from tasks.federated import collect
 from tasks.federated.collect import Collector
 from tasks.federated.exchange import JOIN, Exchange, round_phase
@@ -132,7 +139,12 @@ def test_an_answer_counts_more_than_a_reason(exchange: Exchange, reach: Told) ->
 
 @pytest.mark.parametrize(
     "error",
-    [SerializationError("not an update"), ParameterError("of another model"), IntegrityError("other bytes")],
+    [
+        SerializationError("not an update"),
+        ParameterError("of another model"),
+        IntegrityError("other bytes"),
+        StorageError("it names a file that is not there, or one that is too large"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_answer_that_cannot_be_used_is_the_pods_fault_alone(
@@ -150,10 +162,10 @@ def test_an_answer_that_cannot_be_used_is_the_pods_fault_alone(
 
 def test_a_store_that_is_away_is_nobodys_fault(exchange: Exchange, reach: Told) -> None:
     def look(pod: str) -> str:
-        raise StorageError("the bucket does not answer")
+        raise StoreAwayError("the bucket does not answer")
 
     waiting = collector(exchange, reach)
-    with pytest.raises(StorageError, match="the bucket does not answer"):
+    with pytest.raises(StoreAwayError, match="the bucket does not answer"):
         list(waiting.answers(PODS, look))
     assert waiting.missing == {} and reach.late == []
 

@@ -39,6 +39,7 @@ POD: dict[str, Any] = {"name": "ann", "data": {"csv": "rows.csv"}}
         ),
         ({"federation": {"optimiser": "FedSomething"}}, "federation.optimiser", "Must be one of"),
         ({"federation": {"qorum": 2}}, "federation.qorum", "did you mean 'quorum'"),
+        ({"schema": {"file": "s.yaml", "types": {"text": ["a"]}}}, "schema", "or types"),
         ({"metrics": []}, "metrics", "Shorter than minimum"),
         ({"splitter": {}}, "splitter", "unknown key"),
     ],

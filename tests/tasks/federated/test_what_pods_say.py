@@ -20,6 +20,7 @@ from bitfount_model.errors import (
     TrackingError,
     TrainingError,
 )
+from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import round_phase
 from tasks.federated.messages import MAX_REASON
 from tasks.federated.pod_worker import POD_LOGGER, PodWorker, TooLateError
@@ -69,6 +70,15 @@ def test_of_errors_that_may_hold_values_only_their_kind_is_said(team: Team, kind
 def test_errors_that_are_made_of_settings_and_counts_are_said(team: Team, kind: type[BitfountError]) -> None:
     assert str(said_of(team, kind("epochs is 0"))) == "pod 'ann' failed to fit: epochs is 0"
     assert str(said_of(team, kind("pod 'ann' has 3 rows"))) == "pod 'ann' has 3 rows"
+
+
+def test_a_model_that_raises_errors_of_ours_is_not_quoted(team: Team) -> None:
+    code: dict[str, Any] = {"__name__": f"{SOURCE_MODULE}0", "error": ConfigurationError(TEXT)}
+    exec("def work():\n    raise error", code)
+    with pytest.raises(PodError) as caught:
+        PodWorker(team.pod("ann"), team.exchange(), 1)._task("fit", "fit", code["work"])()
+    assert str(SECRET) not in str(caught.value)
+    assert str(caught.value).startswith("pod 'ann' failed to fit: ConfigurationError; its text")
 
 
 def test_columns_are_named_where_all_may_be_known(team: Team) -> None:
