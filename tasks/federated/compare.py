@@ -16,7 +16,7 @@ import pandas as pd
 
 from bitfount_model import BitfountSchema, DataStructure, codec
 from bitfount_model.data import DataFrameSource, DatasetSplitter
-from bitfount_model.errors import BitfountError
+from bitfount_model.errors import DivergedError, TooFewRowsError
 from bitfount_model.federation import MetricSums, merge_statistics
 from bitfount_model.federation.job import job_from_json
 from bitfount_model.federation.pod import Pod, PodSession
@@ -28,6 +28,8 @@ from tasks.session import require, threads
 from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
 
 POOLED = "pooled"
+ALL_ROWS = "all rows pooled"
+"""No name of a pod: those have no blanks."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,16 @@ def compare(store: Store, pods: Sequence[Pod]) -> Manifest:
     comparison = Comparison(store, made, pods)
     found: dict[str, dict[str, float | None]] = {}
     missing: dict[str, str] = {}
-    for trainer in [*pods, comparison.pooled()] if pods else []:
+    for who, pod in [*((pod.name, pod) for pod in pods), (ALL_ROWS, None)] if pods else []:
         try:
             with threads(comparison.job.threads):
-                found[trainer.name] = as_numbers(comparison.metrics_of(trainer).mean())
-        except BitfountError as error:
-            missing[trainer.name] = f"{type(error).__name__}: {error}"
-        tell("compared", {"who": trainer.name})
-    pooled = found.pop(POOLED, {})
+                found[who] = as_numbers(comparison.metrics_of(pod).mean())
+        except Exception as error:
+            # Whatever went wrong in a model ends no job that has been trained; its text may hold values of rows.
+            plain = isinstance(error, DivergedError | TooFewRowsError)
+            missing[who] = f"{type(error).__name__}: {error}" if plain else type(error).__name__
+        tell("compared", {"who": who})
+    pooled = found.pop(ALL_ROWS, {})
     values = {
         "federated": evaluated["metrics"],
         "pooled": pooled,
@@ -107,10 +111,10 @@ class Comparison:
             proximal_mu=0.0,
         )
 
-    def metrics_of(self, trainer: Pod) -> MetricSums:
-        """Trains on one pod's rows and tests on those of all pods."""
-        job = self.job
-        if trainer.name == POOLED:
+    def metrics_of(self, pod: Pod | None) -> MetricSums:
+        """Trains on one pod's rows, or on all of them for None, and tests on those of all pods."""
+        job, trainer = self.job, pod or self.pooled()
+        if pod is None:
             columns = {name: value for name, value in job.datastructure.items() if name not in ("table", "query")}
             job = replace(job, pods=(POOLED,), quorum=1, datastructure=columns)
         session = PodSession(trainer, job, self._source)

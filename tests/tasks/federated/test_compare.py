@@ -142,7 +142,7 @@ def test_of_one_pod_all_three_are_the_same_model(plain_steps: None, tmp_path: Pa
 
 
 def test_what_shapes_rounds_shapes_no_model_alone(plain_steps: None, tmp_path: Path, compared: Manifest) -> None:
-    rounds = {"sample": 2, "between_updates": 2, "best": {"metric": "validation_loss"}, "optimiser": "FedAdam"}
+    rounds = {"sample": 2, "between_updates": 2, "optimiser": "FedAdam", "proximal_mu": 5.0}
     done = Evaluated.by(tmp_path, **rounds)
     values = compare(done.store, done.pods).values
     assert values["federated"] != compared.values["federated"]
