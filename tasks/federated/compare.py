@@ -73,7 +73,7 @@ def compare(store: Store, pods: Sequence[Pod]) -> Manifest:
             # Whatever went wrong in a model ends no job that has been trained; its text may hold values of rows.
             plain = isinstance(error, DivergedError | TooFewRowsError)
             missing[who] = f"{type(error).__name__}: {error}" if plain else type(error).__name__
-        tell("compared", {"who": who})
+        tell("compared", {"who": who if pod else POOLED})
     pooled = found.pop(ALL_ROWS, {})
     values = {
         "federated": evaluated["metrics"],
