@@ -202,9 +202,9 @@ def test_nonsense_in_place_of_an_update_costs_that_update(
     )
     wait_for(here.exists, "bob to train in round 2")
 
-    (served.store / "nonsense" / "rounds" / "00002" / "updates" / "bob.json").write_text(
-        '{"pod": "bob", "weight": 1e99}'
-    )
+    answer = served.store / "nonsense" / "rounds" / "00002" / "updates" / "bob.json"
+    answer.parent.mkdir(parents=True, exist_ok=True)
+    answer.write_text('{"pod": "bob", "weight": 1e99}')
     served.let_go("bob", 2)
 
     out, err = modeller.communicate(timeout=240)
