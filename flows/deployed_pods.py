@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, State
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from tasks.federated.exchange import JOIN, Exchange
+from tasks.prefect_errors import UNREACHABLE
 from tasks.progress import tell
 
 LOOK_SECONDS = 2.0
@@ -29,7 +29,6 @@ STARTS = 5
 """How often a pod is started in one session."""
 PATIENCE_SECONDS = 120.0
 """How long a Prefect server that does not answer is asked again to start a pod."""
-UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError, OSError)
 
 
 @dataclass

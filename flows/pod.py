@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from bitfount_model.errors import BitfountError, ConfigurationError, ModellerGoneError, PodError
+from bitfount_model.errors import BitfountError, ConfigurationError, ModellerGoneError, PodError, StorageError
 from bitfount_model.federation.job import NAME
 from flows.environment import quiet
 from flows.pod_log import pod_log
@@ -138,10 +138,11 @@ class Follower:
     def _follow(self) -> None:
         pause = FOLLOW_SECONDS if self._exchange.longest_pause < FOLLOW_SECONDS else FOLLOW_REMOTE_SECONDS
         while not self._over.wait(pause):
-            newest = self._exchange.session(self.session)
-            if newest > self.session:
-                self._exchange.say_here(newest, self._pod)
-                self.session = newest
+            with suppress(StorageError):  # a store that is away is looked at again
+                newest = self._exchange.session(self.session)
+                if newest > self.session:
+                    self._exchange.say_here(newest, self._pod)
+                    self.session = newest
 
 
 def store_of(settings: PodFile) -> str:

@@ -66,6 +66,7 @@ def serve_for_ever(settings: PodFile, say: Callable[[str], None]) -> None:
 
     from flows import pod as pod_flow
     from flows.stale_runs import end_stale_runs
+    from tasks.prefect_errors import UNREACHABLE
 
     def once() -> None:
         end_stale_runs("the pod's process was stopped", flow=pod_flow.pod.name, deployment=settings.name)
@@ -78,13 +79,5 @@ def serve_for_ever(settings: PodFile, say: Callable[[str], None]) -> None:
         say(f"pod {settings.name}: Prefect does not answer; trying again …")
 
     # What its runner raises when Prefect has not answered for minutes, after its own retries.
-    away = retry_if_exception_type((RuntimeError, ExceptionGroup, OSError, *unreachable()))
+    away = retry_if_exception_type((RuntimeError, ExceptionGroup, *UNREACHABLE))
     Retrying(retry=away, wait=wait_exponential(multiplier=1, max=LONGEST_PAUSE_SECONDS), before_sleep=told)(once)
-
-
-def unreachable() -> tuple[type[Exception], ...]:
-    """What Prefect's client raises where nothing answers; imported late, as it takes long."""
-    import httpx
-    from prefect.exceptions import PrefectHTTPStatusError
-
-    return httpx.HTTPError, PrefectHTTPStatusError

@@ -260,11 +260,20 @@ def check_job(value: Any) -> LocalJob:
     Raises:
         JobError: all problems together.
     """
+    return LocalJob(**loaded(JobSchema(), value))
+
+
+def loaded(schema: Schema, value: Any) -> JSON:
+    """A value as a schema takes it.
+
+    Raises:
+        JobError: all problems together.
+    """
     try:
-        loaded = JobSchema().load(value)
+        found: JSON = schema.load(value)
     except ValidationError as error:
-        raise JobError(problems_of(error.messages, JobSchema())) from error
-    return LocalJob(**loaded)
+        raise JobError(problems_of(error.messages, schema)) from error
+    return found
 
 
 def check_source(value: Any) -> JSON:
@@ -273,11 +282,7 @@ def check_source(value: Any) -> JSON:
     Raises:
         JobError: all problems together.
     """
-    try:
-        loaded: JSON = SourceSection().load(value)
-    except ValidationError as error:
-        raise JobError(problems_of(error.messages, SourceSection())) from error
-    return loaded
+    return loaded(SourceSection(), value)
 
 
 def with_seed(job: LocalJob, seed: int | None = None) -> LocalJob:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bitfount_model import BitfountSchema, DataStructure, codec
 from bitfount_model.data import DataFrameSource, DatasetSplitter
-from bitfount_model.errors import DivergedError, TooFewRowsError
+from bitfount_model.errors import DivergedError, StorageError, TooFewRowsError
 from bitfount_model.federation import MetricSums, merge_statistics
 from bitfount_model.federation.job import job_from_json
 from bitfount_model.federation.pod import Pod, PodSession
@@ -69,6 +69,8 @@ def compare(store: Store, pods: Sequence[Pod]) -> Manifest:
         try:
             with threads(comparison.job.threads):
                 found[who] = as_numbers(comparison.metrics_of(pod).mean())
+        except StorageError:
+            raise  # no model is to blame, and the comparison can still be made
         except Exception as error:
             # Whatever went wrong in a model ends no job that has been trained; its text may hold values of rows.
             plain = isinstance(error, DivergedError | TooFewRowsError)
@@ -100,9 +102,14 @@ class Comparison:
         self._source = read_file(store, made, "model")
         self._schema = BitfountSchema.loads(read_file(store, made, "schema").decode())
         self._first = codec.decode(read_file(store, made, "weights")).params
+        # Early stopping may have ended the rounds before the job's last epoch or step.
+        rounds = require(store, "fit").values["rounds"]
+        trained = min(rounds * asked.between_updates, asked.iterations)
         self.job = replace(
             asked,
-            between_updates=asked.iterations,
+            epochs=None if asked.epochs is None else trained,
+            steps=None if asked.steps is None else trained,
+            between_updates=trained,
             schema=self._schema.dumps(),
             preparation=None,
             sample=None,

@@ -16,11 +16,10 @@ from bitfount_model.federation.server_optimisers import PUBLISHED
 from tasks.job import (
     JSON,
     MOST_THREADS,
-    JobError,
     ModelSection,
     StrictSchema,
     is_name,
-    problems_of,
+    loaded,
 )
 
 POD_FILES = (".yaml", ".yml")
@@ -179,11 +178,7 @@ def check_federated_job(value: Any) -> FederatedJobFile:
     Raises:
         JobError: all problems together.
     """
-    try:
-        loaded = FederatedJobSchema().load(value)
-    except ValidationError as error:
-        raise JobError(problems_of(error.messages, FederatedJobSchema())) from error
-    return FederatedJobFile(**loaded)
+    return FederatedJobFile(**loaded(FederatedJobSchema(), value))
 
 
 def federated_job_to_json(job: FederatedJobFile) -> JSON:

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import create_progress_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import PrefectHTTPStatusError
 
 from bitfount_model.federation.job import FederatedJob
+from tasks.prefect_errors import UNREACHABLE
 from tasks.progress import Listener
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ PAUSE_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
 MOST_ROWS = 200
 """The newest rounds; a page of thousands helps nobody."""
-UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError, OSError)
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from marshmallow import ValidationError, fields, validate
+from marshmallow import fields, validate
 
 from bitfount_model.data import source_from_config
 from bitfount_model.federation.pod import Pod
 from bitfount_model.federation.policy import policy_from_json
-from tasks.job import JSON, SPLITTERS, JobError, SourceSection, SplitterSection, StrictSchema, is_name, problems_of
+from tasks.job import JSON, SPLITTERS, SourceSection, SplitterSection, StrictSchema, is_name, loaded
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,4 @@ def check_pod(value: Any) -> PodFile:
     Raises:
         JobError: all problems together.
     """
-    try:
-        loaded = PodSchema().load(value)
-    except ValidationError as error:
-        raise JobError(problems_of(error.messages, PodSchema())) from error
-    return PodFile(**loaded)
+    return PodFile(**loaded(PodSchema(), value))

@@ -24,6 +24,7 @@ from tasks.federated.job_file import federated_job_to_json
 from tests.flows.conftest import command
 from tests.flows.federated.conftest import Train
 from tests.flows.federated.site import Site, wait_for
+from tests.object_store import object_store
 from tests.tracking_server import TrackingServer, free_port, wait_until_it_answers
 
 AWAY_SECONDS = 60
@@ -140,6 +141,22 @@ def check_recorded(uri: str) -> None:
         assert run.info.status == "FINISHED"
         points = client.get_metric_history(run.info.run_id, "validation/AUC")
         assert [point.step for point in points] == list(range(1, ROUNDS + 1))
+
+
+def test_pods_and_modeller_meet_in_a_bucket(site: Site, train: Train, tmp_path: Path, home: Path) -> None:
+    from flows.federated import federated_training
+
+    job = site.write_job(deployed=False)
+    wanted = train(job, job_id="embedded", home=tmp_path / "embedded").summary["weights_sha256"]
+    tracking = {"uri": f"sqlite:///{home / 'mlflow.db'}", "experiment": "bucket", "artifact_root": str(home / "files")}
+    with object_store() as server:
+        done = federated_training(
+            federated_job_to_json(read_job(job)), "bucket", str(home / "jobs" / "bucket"), server.url, tracking
+        )
+        assert server.requests > 50
+
+    assert done["fit"]["values"]["weights_sha256"] == wanted
+    assert done["evaluate"]["values"]["missing"] == {}
 
 
 class FlakyFileSystem(LocalFileSystem):

@@ -22,7 +22,7 @@ from tasks.federated import compare as compare_module
 from tasks.federated import pod_worker
 from tasks.federated.compare import POOLED, Comparison, compare, comparison_rows, mean_of
 from tasks.federated.federation import Federation
-from tasks.federated.finish import ask_for_evaluation, collect_evaluation
+from tasks.federated.finish import ask_for_evaluation, collect_evaluation, keep_weights
 from tasks.progress import listening
 from tasks.session import require
 from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
@@ -46,6 +46,7 @@ class Evaluated:
         team = Team(folder, tuple(names), tables={name: table(name, ROWS[name]) for name in names})
         federation = team.initialised(**{**ASKED, **changes})
         rounds = trained(federation)
+        keep_weights(federation, rounds)
         ask_for_evaluation(federation, rounds.weights)
         federation.reach.work()
         collect_evaluation(federation)
@@ -149,6 +150,30 @@ def test_what_shapes_rounds_shapes_no_model_alone(plain_steps: None, tmp_path: P
     assert (values["alone"], values["pooled"]) == (compared.values["alone"], compared.values["pooled"])
 
 
+def test_models_alone_train_no_longer_than_the_federated_one_did(plain_steps: None, tmp_path: Path) -> None:
+    stopping = {"metric": "validation_loss", "patience": 1, "minimum_change": 10.0}
+    done = Evaluated.by(tmp_path, ["cat"], quorum=1, epochs=10, early_stopping=stopping)
+    assert require(done.store, "fit").values["rounds"] == 2
+    values = compare(done.store, done.pods).values
+    wanted = pytest.approx(values["federated"]["Brier Loss"], abs=1e-6)
+    assert values["alone"] == {"cat": {"Brier Loss": wanted}} and values["pooled"] == {"Brier Loss": wanted}
+
+
+def test_a_model_that_raises_alone_ends_no_job_and_its_text_stays(plain_steps: None, tmp_path: Path) -> None:
+    done = Evaluated.by(tmp_path)
+    done.team.tell("ann", 1, "raise")
+    values = compare(done.store, done.pods).values
+    assert values["missing"] == {"ann": "ValueError"}
+    assert set(values["alone"]) == {"bob", "cat"} and values["pooled"]
+
+
+def test_a_pod_may_be_called_pooled(plain_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROWS, "pooled", 50)
+    done = Evaluated.by(tmp_path, ["ann", "pooled"])
+    values = compare(done.store, done.pods).values
+    assert set(values["alone"]) == {"ann", "pooled"} and values["pooled"] != values["alone"]["pooled"]
+
+
 def test_what_has_been_compared_is_not_trained_again(
     shared: Evaluated, compared: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +184,7 @@ def test_what_has_been_compared_is_not_trained_again(
 def copied(shared: Evaluated, folder: Path, **evaluated: Any) -> Store:
     """The same job, evaluated and not yet compared."""
     store = Store(folder)
-    for step in ("initialise", "evaluate"):
+    for step in ("initialise", "fit", "evaluate"):
         manifest = require(shared.store, step)
         for reference in manifest.files.values():
             store.put(reference.name, shared.store.get(reference.name))
