@@ -30,6 +30,7 @@ from tasks.federated.record import LiveRounds
 from tasks.federated.recording import record_end, recorded
 from tasks.federated.rounds import Rounds
 from tasks.federated.start import initialise, join_pods
+from tasks.package import package
 from tasks.progress import listening, stage, tell
 from tasks.recording import Tracking, live_metrics
 from tasks.register import register
@@ -62,7 +63,12 @@ def federated_training(
         The steps' manifests by name. A job that too few pods answered ends in the state `BelowQuorum`.
     """
     asked, store = check_federated_job(job), Store(store_url)
-    steps = [*pod_steps(asked), *(["compare"] if asked.compare else []), "plots"]
+    steps = [
+        *pod_steps(asked),
+        *(["compare"] if asked.compare else []),
+        "plots",
+        *(["package"] if asked.register else []),
+    ]
     done: dict[str, Any] = {}
     try:
         with end_recorded(store, Tracking(**tracking)):
@@ -132,6 +138,9 @@ def finish(
             done["compare"] = task("compare", lambda: reference(compare(store, embedded_pods(asked))))
     with stage("plots", done):
         done["plots"] = task("plot", lambda: reference(plot_federation(store)))
+    if asked.register:
+        with stage("package", done):
+            done["package"] = package(store.url)
     with stage("record", done):
         done["record"] = recorded(store.url, tracking, flow_run.get_id(), steps)
     if asked.register and done["record"]:

@@ -13,6 +13,7 @@ from bitfount_model.errors import TrackingError
 from tasks.evaluate import evaluate, evaluate_rows
 from tasks.fit import fit
 from tasks.initialise import initialise_model
+from tasks.package import package
 from tasks.plot import plot
 from tasks.predict import predict, predict_rows
 from tasks.progress import listening, stage, tell
@@ -47,6 +48,9 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
                 done["predict"] = predict(store_url, job["predict"]["data"])
         with stage("plots", done):
             done["plots"] = plot(store_url)
+        if job.get("register"):
+            with stage("package", done):
+                done["package"] = package(store_url)
         with stage("record", done):
             done["record"] = recorded(store_url, tracking, steps_of(job))
         if job.get("register") and done["record"]:
@@ -93,7 +97,9 @@ def local_prediction(job_id: str, store_url: str, data: dict[str, Any], out: str
 
 def steps_of(job: dict[str, Any]) -> list[str]:
     """The steps that make a job complete."""
-    return ["initialise", "fit", "evaluate", *(["predict"] if job.get("predict") else []), "plots"]
+    predicted = ["predict"] if job.get("predict") else []
+    packaged = ["package"] if job.get("register") else []
+    return ["initialise", "fit", "evaluate", *predicted, "plots", *packaged]
 
 
 def recorded(store_url: str, tracking: dict[str, Any], steps: list[str]) -> dict[str, Any] | None:

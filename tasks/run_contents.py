@@ -13,7 +13,7 @@ from typing import Any
 from bitfount_model.data import BitfountSchema, Column, SemanticType
 from tasks.store import Manifest, Reference, Store, read_file
 
-STEPS = ("initialise", "fit", "evaluate", "predict", "plots")
+STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "package")
 """The steps whose manifests a run shows, in their order."""
 
 FOLDERS: Mapping[tuple[str, str], str] = {
@@ -26,7 +26,9 @@ FOLDERS: Mapping[tuple[str, str], str] = {
     ("evaluate", "predictions"): "evaluate",
     ("predict", "predictions"): "predict",
 }
-"""(step, role) -> the run's folder for that file; plots are shown too, other files are not."""
+"""(step, role) -> the run's folder for that file."""
+WHOLE_STEPS = {"plots": "plots", "package": "model"}
+"""Step -> the run's folder for all of its files; files of other steps are not shown."""
 
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_SCHEMA = 250, 6000, 8000, 1_000_000  # characters that MLflow takes
 DIGEST = 32  # characters of the rows' sha256 in a data set's digest, for which MLflow has 36
@@ -117,7 +119,7 @@ def run_contents(
         (folder, reference)
         for step, manifest in manifests.items()
         for role, reference in manifest.files.items()
-        if (folder := "plots" if step == "plots" else FOLDERS.get((step, role))) is not None
+        if (folder := WHOLE_STEPS.get(step, FOLDERS.get((step, role)))) is not None
     )
     return RunContents(
         job_id=made["job_id"],

@@ -15,6 +15,7 @@ from tasks.run_contents import (
     MAX_PARAM,
     MAX_TAG,
     REASON,
+    WHOLE_STEPS,
     DataSet,
     Point,
     RunContents,
@@ -321,6 +322,6 @@ def job_files(manifests: Mapping[str, Manifest]) -> Iterable[tuple[str, Referenc
     """(folder of the run, artifact) pairs."""
     for step, manifest in manifests.items():
         for role, artifact in manifest.files.items():
-            folder = {"plots": "plots", "predict": "predict"}.get(step, FOLDERS.get((step, role)))
+            folder = {**WHOLE_STEPS, "predict": "predict"}.get(step, FOLDERS.get((step, role)))
             if folder is not None:
                 yield folder, artifact
