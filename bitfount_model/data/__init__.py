@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitfount_model.data.dataloaders import BaseLoader, Batch, Order, StepLoader, TabularDataLoader
 from bitfount_model.data.datastructure import DataStructure, FeatureColumns
+from bitfount_model.data.drift import TableProfile, drift, profile_of, row_digests
 from bitfount_model.data.image_loader import ImageDataLoader
 from bitfount_model.data.loading import Loaders, make_loaders, make_prediction_loader, split_rows
 from bitfount_model.data.preparation import Preparation, encode_features, encode_support, encode_target, fit_preparation
@@ -43,8 +44,10 @@ __all__ = [
     "SklearnSource",
     "SplitterDefinedInData",
     "StepLoader",
+    "TableProfile",
     "TabularDataLoader",
     "digest",
+    "drift",
     "encode_features",
     "encode_support",
     "encode_target",
@@ -52,6 +55,8 @@ __all__ = [
     "literal_secrets",
     "make_loaders",
     "make_prediction_loader",
+    "profile_of",
+    "row_digests",
     "source_from_config",
     "split_rows",
 ]

@@ -103,7 +103,7 @@ class EarlyStopping:
         ]
         if problems:
             raise ConfigurationError("early stopping: " + "; ".join(problems))
-        object.__setattr__(self, "lower_is_better", _lower_is_better(self.metric, self.mode))
+        object.__setattr__(self, "lower_is_better", lower_is_better(self.metric, self.mode))
 
     def update(self, state: EarlyStoppingState, round_number: int, metrics: Mapping[str, float]) -> EarlyStoppingState:
         """The state after one more round; `state` stays as it is.
@@ -175,13 +175,18 @@ class _StateSchema(Schema):
         return EarlyStoppingState(**data)
 
 
-def _lower_is_better(metric: str, mode: Mode) -> bool:
+def lower_is_better(metric: str, mode: Mode) -> bool:
+    """Whether a metric is better low, by its name where the mode is "auto"; see `EarlyStopping`.
+
+    Raises:
+        ConfigurationError: its name does not say.
+    """
     if mode != "auto":
         return mode == "min"
     words = set(re.findall(r"[a-z0-9]+", metric.lower()))
     if not words & (_LOWER_IS_BETTER | _HIGHER_IS_BETTER):
         raise ConfigurationError(
-            f'early stopping: mode "auto" does not know whether {metric!r} is better low or high; give mode "min" or "max"'
+            f'mode "auto" does not know whether {metric!r} is better low or high; give mode "min" or "max"'
         )
     return bool(words & _LOWER_IS_BETTER)
 
