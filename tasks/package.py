@@ -6,19 +6,22 @@ columns' means and first categories, so that no row leaves with it.
 
 from __future__ import annotations
 
-import json
+import io
 import tempfile
 import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from bitfount_model.data import Column, SemanticType
+from bitfount_model.data import Column, SemanticType, profile_of, row_digests, split_rows
 from tasks import registered
-from tasks.registered import DESCRIPTION, FILES, OpenModel
-from tasks.session import require
+from tasks.initialise import as_json
+from tasks.job import splitter_of
+from tasks.registered import DESCRIPTION, FILES, OpenModel, watched_columns
+from tasks.session import open_session, require
 from tasks.step import reference, step
 from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
 
@@ -63,6 +66,8 @@ def package_job(store: Store) -> Manifest:
         for name, content in model_files(store).items():
             (folder / name).write_bytes(content)
         made = servable_files(registered.open_model(folder), folder, require(store, "fit").values["weights_sha256"])
+    if "rows_by_pod" not in require(store, "initialise").values:
+        made |= rows_files(store)
     files = {name: store.put(f"package/{name}", content) for name, content in made.items()}
     return write_manifest(store, Manifest("package", files, {}))
 
@@ -75,7 +80,7 @@ def model_files(store: Store) -> dict[str, bytes]:
         registered.SCHEMA: read_file(store, made, "schema"),
         registered.DATASTRUCTURE: read_file(store, made, "datastructure"),
         registered.WEIGHTS: read_file(store, fitted, "weights"),
-        DESCRIPTION: json.dumps(description(store), indent=2, sort_keys=True, ensure_ascii=False).encode(),
+        DESCRIPTION: as_json(description(store)),
     }
 
 
@@ -95,6 +100,23 @@ def description(store: Store) -> dict[str, Any]:
         "seed": made["seed"],
         "code_version": made["code_version"],
     }
+
+
+def rows_files(store: Store) -> dict[str, bytes]:
+    """What later rows are compared with, by name: see `tasks.registered.PROFILE`.
+
+    Digests are of features and targets. Those of the rows that the model has learned from, or was chosen by, are apart.
+    """
+    session = open_session(store)
+    model, splitter = session.model, splitter_of(session.job)
+    frame = model.read(session.source)
+    columns = watched_columns(model)
+    digests = row_digests(frame, model.schema, columns)
+    split = split_rows(frame, splitter, model.datastructure, model.seed)
+    arrays = io.BytesIO()
+    np.savez(arrays, all=np.unique(digests), learned=np.unique(np.delete(digests, split.test)))
+    profile = profile_of(frame, model.schema, columns)
+    return {registered.PROFILE: as_json(profile.to_json()), registered.ROWS: arrays.getvalue()}
 
 
 def servable_files(opened: OpenModel, folder: Path, weights_sha256: str) -> dict[str, bytes]:

@@ -33,6 +33,8 @@ DESCRIPTION = "model.json"
 SOURCE, SCHEMA, DATASTRUCTURE, WEIGHTS = "model.py", "schema.yaml", "datastructure.json", "weights.safetensors"
 FILES = (SOURCE, SCHEMA, DATASTRUCTURE, WEIGHTS, DESCRIPTION)
 """All that a model is opened from."""
+PROFILE, ROWS = "profile.json", "rows.npz"
+"""How the training table was distributed, and which rows it had: of models that were trained on rows of one machine."""
 REFERENCE = re.compile(r"(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))?")
 
 
@@ -127,6 +129,12 @@ def open_model(folder: Path) -> OpenModel:
     return OpenModel(model, classes, description)
 
 
+def watched_columns(model: PyTorchBitfountModel) -> list[str]:
+    """The columns whose drift matters: numbers and categories that the model sees, and its targets."""
+    seen = model.datastructure.feature_columns(model.schema)
+    return [*seen.continuous, *seen.categorical, *model.datastructure.targets]
+
+
 def fetch(reference: str, tracking_uri: str, into: Path) -> RegisteredModel:
     """Brings a version of a registered model to this machine.
 
@@ -156,7 +164,7 @@ def fetch(reference: str, tracking_uri: str, into: Path) -> RegisteredModel:
             raise ModelFileError(
                 f"{name} version {found.version} was not registered by a job of this project: {', '.join(missing)} is missing"
             )
-        for file in FILES:
+        for file in [*FILES, *({PROFILE, ROWS} & there)]:
             if not (folder / file).is_file():
                 here = download_artifacts(artifact_uri=f"{found.source}/{file}", tracking_uri=uri, dst_path=scratch)
                 write_atomically(folder / file, Path(here).read_bytes())
