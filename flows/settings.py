@@ -18,6 +18,7 @@ from bitfount_model.errors import ConfigurationError
 from tasks.federated.job_file import POD_FILES, FederatedJobFile, check_federated_job
 from tasks.federated.pod_file import PodFile, check_pod
 from tasks.job import JobError, LocalJob, check_job, check_source
+from tasks.retraining.retraining_file import RetrainingFile, check_retraining
 
 PATHS = (
     ("model", "file"),
@@ -27,6 +28,7 @@ PATHS = (
     ("data", "parquet"),
     ("predict", "data", "csv"),
     ("predict", "data", "parquet"),
+    ("job",),
 )
 """Keys that hold a path, relative to the file."""
 
@@ -65,6 +67,17 @@ def read_pod(path: Path) -> PodFile:
     document = read_yaml(path, "pod's file")
     with problems_with_lines(path, document):
         return check_pod(resolve_paths(plain(document), path.resolve().parent))
+
+
+def read_retraining(path: Path) -> RetrainingFile:
+    """Reads and checks a retraining's file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not YAML, or is not a retraining; all problems are listed, with lines.
+    """
+    document = read_yaml(path, "retraining's file")
+    with problems_with_lines(path, document):
+        return check_retraining(resolve_paths(plain(document), path.resolve().parent))
 
 
 @contextmanager

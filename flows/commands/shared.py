@@ -30,6 +30,12 @@ verbose_option = click.option(
 )
 
 
+class Unreadable(click.ClickException):
+    """A file that the command line names is not there."""
+
+    exit_code = 2
+
+
 class Unwritable(click.ClickException):
     """The folder for jobs cannot be written."""
 

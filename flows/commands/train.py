@@ -9,14 +9,8 @@ from pathlib import Path
 
 import click
 
-from flows.commands.shared import command, home_option, json_option, verbose_option
+from flows.commands.shared import Unreadable, command, home_option, json_option, verbose_option
 from flows.exit_codes import EXIT_CODES, NOT_RECORDED, exit_code
-
-
-class Unreadable(click.ClickException):
-    """The job file is not there."""
-
-    exit_code = 2
 
 
 @click.command(

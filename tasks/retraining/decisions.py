@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ class Look:
         new_rows: that the champion's table did not have; None where that is not known.
         changed: whether anything changed since the champion was trained.
         drift: column -> population stability index; empty where the rows stay with their pods.
+        new_classes: of the targets, that the champion does not know.
     """
 
     rows: int
     new_rows: int | None
     changed: bool
     drift: Mapping[str, float]
+    new_classes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ def whether_to_train(look: Look, wanted: Mapping[str, Any], *, champion: int | N
     far = sorted((name for name, index in look.drift.items() if index > most), key=lambda name: -look.drift[name])
     named = ", ".join(f"{name} {look.drift[name]:.2f}" for name in far[:MOST_COLUMNS])
     fresh = look.new_rows is not None and look.new_rows >= least
+    if look.new_classes:
+        return Decision(
+            True, (f"there are classes that the champion does not know: {', '.join(look.new_classes[:10])}",)
+        )
     rows = "the rows have changed" if look.new_rows is None else f"{look.new_rows:,} new rows, {least:,} are wanted"
     drifted = f"drift over {most:g} in {len(far)} columns ({named})" if far else f"no column drifted over {most:g}"
     said = (rows, drifted) if look.drift else (rows,)

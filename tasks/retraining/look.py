@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from bitfount_model.data import TableProfile, drift, row_digests, source_from_config
+from bitfount_model import PyTorchBitfountModel
+from bitfount_model.data import SemanticType, TableProfile, drift, row_digests, source_from_config
+from bitfount_model.data.inference import category_codes
 from bitfount_model.errors import ModelFileError
 from tasks.job import LocalJob
 from tasks.registered import PROFILE, ROWS, RegisteredModel, open_model, watched_columns
@@ -53,6 +56,7 @@ def look_at_rows(store: Store, job: LocalJob, champion: RegisteredModel | None) 
         "new_rows": new,
         "changed": bool(new) or len(np.unique(digests)) != len(before),
         "drift": {name: float(index) for name, index in drift(known_profile(champion), frame).items()},
+        "new_classes": new_classes(model, frame),
     }
     return write_manifest(store, Manifest("look", {}, values))
 
@@ -74,8 +78,18 @@ def look_at_pods(store: Store, evaluated: Mapping[str, Any], champion: Registere
     now, before = sum(evaluated["rows"].values()), sum(description["rows"].values())
     changed = evaluated["data_digest"] != description["data_digest"]
     more = now - before
-    values = {"rows": now, "new_rows": more if more > 0 else None, "changed": changed, "drift": {}}
+    values = {"rows": now, "new_rows": more if more > 0 else None, "changed": changed, "drift": {}, "new_classes": []}
     return write_manifest(store, Manifest("look", {}, values))
+
+
+def new_classes(model: PyTorchBitfountModel, frame: pd.DataFrame) -> list[str]:
+    """Classes of the targets that a model's schema does not have."""
+    found: set[str] = set()
+    for target in model.datastructure.targets:
+        column = model.schema.column(target)
+        if column.semantic_type is SemanticType.CATEGORICAL and target in frame.columns:
+            found |= set(frame[target][category_codes(frame[target], column.categories) == -2].astype(str))
+    return sorted(found)
 
 
 def look_of(manifest: Manifest) -> Look:
