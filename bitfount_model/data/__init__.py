@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitfount_model.data.database_url import literal_secrets
 from bitfount_model.data.dataloaders import BaseLoader, Batch, Order, StepLoader, TabularDataLoader
 from bitfount_model.data.datastructure import DataStructure, FeatureColumns
 from bitfount_model.data.drift import TableProfile, drift, profile_of, row_digests
@@ -20,7 +21,6 @@ from bitfount_model.data.sources import (
     source_from_config,
 )
 from bitfount_model.data.splitters import DatasetSplitter, PercentageSplitter, SplitterDefinedInData
-from bitfount_model.data.sql_source import literal_secrets
 
 __all__ = [
     "BaseLoader",

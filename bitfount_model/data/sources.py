@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a database or a DataFrame -> one pandas table; the first station of the data flow.
+"""Where rows come from: a file, a database or a DataFrame -> one pandas table, or chunks of it; the first station of the data flow.
 
 The index of the table holds the rows' keys. No secret ever leaves a source: `describe` and `repr` mask passwords.
 """
@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from bitfount_model.data.base_source import BaseSource, refuse_repeated
+from bitfount_model.data.base_source import BaseSource
+from bitfount_model.data.csv_source import CSVSource
+from bitfount_model.data.parquet_source import ParquetSource
 from bitfount_model.data.sql_source import SQLSource
 from bitfount_model.data.table_digest import digest
 from bitfount_model.errors import ConfigurationError, DataSourceError
@@ -26,94 +28,6 @@ __all__ = [
     "digest",
     "source_from_config",
 ]
-
-_LAYOUT_ARGUMENTS = (
-    "comment", "compression", "delimiter", "dialect", "doublequote", "encoding", "encoding_errors", "escapechar",
-    "quotechar", "quoting", "sep", "skip_blank_lines", "skipinitialspace", "skiprows",
-)  # fmt: skip
-"""Arguments of `pandas.read_csv` that decide where the header's cells are."""
-
-_EXACT_PARSING: Mapping[str, Any] = {
-    "low_memory": False,  # types are inferred from the whole column, not from chunks
-    # from pandas 3.1 exact floats are the default, and asking for them is deprecated
-    **({} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}),
-}
-
-
-class CSVSource(BaseSource):
-    """A CSV file.
-
-    Floats are read exactly (the nearest double of the text) and column types come from the whole file. Cells that
-    pandas takes for missing ("", "NA", "null", ...) are missing; `read_csv_kwargs={"keep_default_na": False}` keeps
-    them as text.
-
-    Args:
-        path: the file.
-        key: the column that becomes the index.
-        read_csv_kwargs: arguments of `pandas.read_csv`.
-    """
-
-    def __init__(
-        self, path: str | Path, key: str | None = None, read_csv_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(key)
-        self.path = Path(path)
-        self.read_csv_kwargs = dict(read_csv_kwargs or {})
-
-    def describe(self) -> dict[str, str]:
-        """Kind and path."""
-        return {"kind": "csv", "path": str(self.path)}
-
-    def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
-        _require_file(self.path, "CSV")
-        try:
-            if not {"names", "header"} & self.read_csv_kwargs.keys():
-                refuse_repeated(self._header(), repr(self))
-            exact = _EXACT_PARSING if self.read_csv_kwargs.get("engine", "c") == "c" else {}
-            frame: pd.DataFrame = pd.read_csv(self.path, **{**exact, **self.read_csv_kwargs})
-        except pd.errors.EmptyDataError as error:
-            raise DataSourceError(f"{self.path}: the file is empty, wanted at least a header line") from error
-        except (pd.errors.ParserError, ValueError, TypeError, LookupError, OSError) as error:
-            raise DataSourceError(
-                f"{self.path}: cannot be read as CSV: {str(error).strip()}; correct the file, or say how it is written "
-                "with read_csv_kwargs (sep, encoding, ...)"
-            ) from error
-        if "index_col" not in self.read_csv_kwargs and not isinstance(frame.index, pd.RangeIndex):
-            raise DataSourceError(f"{self.path}: rows have more cells than the header; correct the header line")
-        return frame
-
-    def _header(self) -> list[str]:
-        layout = {name: self.read_csv_kwargs[name] for name in _LAYOUT_ARGUMENTS if name in self.read_csv_kwargs}
-        first = pd.read_csv(self.path, header=None, nrows=1, dtype=str, keep_default_na=False, **layout)
-        # unnamed cells are numbered by pandas, so only real names can collide
-        return [name for name in first.iloc[0].tolist() if name != ""]
-
-
-class ParquetSource(BaseSource):
-    """A Parquet file, or a folder of them.
-
-    Args:
-        path: the file.
-        key: the column that becomes the index; without it an index that pandas stored in the file is kept.
-    """
-
-    def __init__(self, path: str | Path, key: str | None = None) -> None:
-        super().__init__(key)
-        self.path = Path(path)
-
-    def describe(self) -> dict[str, str]:
-        """Kind and path."""
-        return {"kind": "parquet", "path": str(self.path)}
-
-    def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
-        if not self.path.is_dir():
-            _require_file(self.path, "Parquet")
-        try:
-            return pd.read_parquet(self.path, engine="pyarrow")
-        except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
-            raise DataSourceError(
-                f"{self.path}: cannot be read as Parquet: {error}; write the file again, with one column a name"
-            ) from error
 
 
 class DataFrameSource(BaseSource):
@@ -171,12 +85,6 @@ _SKLEARN_LOADERS: Mapping[str, str] = {
     "diabetes": "load_diabetes",
     "digits": "load_digits",
 }
-
-
-def _require_file(path: Path, kind: str) -> None:
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise DataSourceError(f"{path}: {reason}, wanted a {kind} file; check the path (now in {Path.cwd()})")
 
 
 def source_from_config(config: Mapping[str, Any]) -> BaseSource:

@@ -1,9 +1,7 @@
-"""A database -> one pandas table, in a fixed order of rows and without a way to write."""
+"""A database -> one pandas table, or pages of it, in a fixed order of rows and without a way to write."""
 
 from __future__ import annotations
 
-import os
-import re
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bitfount_model.data.base_source import BaseSource, refuse_repeated
-from bitfount_model.data.names import suggestion
+from bitfount_model.data.database_url import masked_url, parsed_url, resolved_url, without_secrets
+from bitfount_model.data.sql_pages import find_table, pages_of, primary_key, relation_of
 from bitfount_model.errors import ConfigurationError, DataSourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import URL, Connection
-
-_DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
-_SECRET_WORDS = ("pass", "pwd", "secret", "token", "key", "credential")
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class SQLSource(BaseSource):
@@ -32,6 +27,9 @@ class SQLSource(BaseSource):
 
     Rows come sorted by `key`; without one, a table's rows come in the order of its primary key. A query without a key
     comes in the order it asks for, so it needs ORDER BY where the same split is wanted every time.
+
+    In chunks, each page is a statement of its own: the rows whose key is above the last one's, in the database's order of the
+    key, which for text may differ from that of `read`. So there must be a key, or a table with a primary key of one column.
 
     Args:
         url: as SQLAlchemy writes it, such as `postgresql://reader:${ROWS_PASSWORD}@host/name` or `sqlite:////data/rows.db`.
@@ -50,23 +48,20 @@ class SQLSource(BaseSource):
         super().__init__(key)
         if query is not None and table is not None:
             raise ConfigurationError("SQLSource: query and table are both given, wanted one of them")
-        self._url = _parsed(url)
+        self._url = parsed_url(url)
         self.query = query
         self.table = table
 
     def describe(self) -> dict[str, str]:
         """Kind, location with passwords masked, and what is read."""
         what = {"query": self.query, "table": self.table}
-        return {"kind": "sql", "url": _masked(self._url)} | {
+        return {"kind": "sql", "url": masked_url(self._url)} | {
             name: text for name, text in what.items() if text is not None
         }
 
     def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
-        if table is not None and query is not None:
-            raise DataSourceError(f"{self!r}: query and table are both asked for, wanted one of them")
-        if table is None and query is None:
-            table, query = self.table, self.query
-        with _reading(_resolved(self._url)) as connection:
+        table, query = self._asked(table, query)
+        with _reading(resolved_url(self._url)) as connection:
             statement = query if query is not None else _select(connection, table, repr(self))
             frame = _rows(connection, statement, repr(self))
         if self.key is None or self.key not in frame.columns or not frame[self.key].is_unique:
@@ -77,6 +72,33 @@ class SQLSource(BaseSource):
             raise DataSourceError(
                 f"{self!r}: key column {self.key!r} has values that cannot be sorted: {error}"
             ) from error
+
+    def _asked(self, table: str | None, query: str | None) -> tuple[str | None, str | None]:
+        if table is not None and query is not None:
+            raise DataSourceError(f"{self!r}: query and table are both asked for, wanted one of them")
+        return (self.table, self.query) if table is None and query is None else (table, query)
+
+    def _chunks(self, rows: int, start: int, table: str | None, query: str | None) -> Iterator[pd.DataFrame]:
+        with _reading(resolved_url(self._url)) as connection:
+            pages = pages_of(connection, *self._asked(table, query), self.key, repr(self))
+        position, last = start, None
+        while True:
+            with _reading(resolved_url(self._url)) as connection:
+                names, found = pages.read(connection, rows, last, start)
+            if found or position == 0:
+                frame = pd.DataFrame.from_records(found, columns=names, coerce_float=True)
+                if self.key is not None:
+                    frame = frame.set_index(self.key)
+                else:
+                    frame.index = pd.RangeIndex(position, position + len(frame))
+                yield frame
+            if len(found) < rows:
+                return
+            position, last = position + len(found), found[-1][names.index(pages.key)]
+
+    def _count(self, table: str | None, query: str | None) -> int:
+        with _reading(resolved_url(self._url)) as connection:
+            return relation_of(connection, *self._asked(table, query), repr(self)).count(connection)
 
 
 @contextmanager
@@ -93,13 +115,13 @@ def _reading(url: URL) -> Iterator[Connection]:
         path = Path(str(url.database))
         if not str(path).startswith("file:") and not path.is_file():
             raise DataSourceError(
-                f"{_masked(url)}: the file {path} does not exist; check the path (now in {Path.cwd()})"
+                f"{masked_url(url)}: the file {path} does not exist; check the path (now in {Path.cwd()})"
             )
     try:
         engine = create_engine(url, poolclass=pool.NullPool, hide_parameters=True)
     except (SQLAlchemyError, ImportError) as error:
         raise DataSourceError(
-            f"{_masked(url)}: no driver for this database: {error}; install it (for PostgreSQL: "
+            f"{masked_url(url)}: no driver for this database: {error}; install it (for PostgreSQL: "
             "pip install 'bitfount-flows[postgres]')"
         ) from error
     options: dict[str, Any] = {"no_parameters": True}  # a % in a query is a %
@@ -114,12 +136,12 @@ def _reading(url: URL) -> Iterator[Connection]:
             connection.rollback()
     except DBAPIError as error:
         raise DataSourceError(
-            f"{_masked(url)}: the database says: {_without_secrets(str(error.orig), url)}; check the URL, the query "
+            f"{masked_url(url)}: the database says: {without_secrets(str(error.orig), url)}; check the URL, the query "
             "and what its role may read"
         ) from error
     except SQLAlchemyError as error:
         raise DataSourceError(
-            f"{_masked(url)}: {_without_secrets(str(error), url)}; check the URL and the query"
+            f"{masked_url(url)}: {without_secrets(str(error), url)}; check the URL and the query"
         ) from error
     finally:
         engine.dispose()
@@ -137,105 +159,9 @@ def _rows(connection: Connection, statement: str, source: str) -> pd.DataFrame:
 
 def _select(connection: Connection, table: str | None, source: str) -> str:
     """The statement that reads a table whole, in the order of its primary key."""
-    from sqlalchemy import inspect
-
-    inspector = inspect(connection)
-    known = [*inspector.get_table_names(), *inspector.get_view_names()]
-    if table is None:
-        raise DataSourceError(f"{source}: neither a table nor a query is given; its tables are {sorted(known)}")
-    schema, name = None, table
-    if table not in known and "." in table:
-        schema, name = table.split(".", 1)
-        known = [
-            f"{schema}.{other}" for other in (*inspector.get_table_names(schema), *inspector.get_view_names(schema))
-        ]
-    if table not in known:
-        raise DataSourceError(f"{source}: no table {table!r}{suggestion(table, sorted(known))}")
+    schema, name = find_table(connection, table, source)
     quote = connection.dialect.identifier_preparer.quote_identifier
-    key = inspector.get_pk_constraint(name, schema)["constrained_columns"]
+    key = primary_key(connection, schema, name)
     order = f" ORDER BY {', '.join(map(quote, key))}" if key else ""
     whole = f"{quote(schema)}.{quote(name)}" if schema is not None else quote(name)
     return f"SELECT * FROM {whole}{order}"  # noqa: S608 - names are of this database and quoted
-
-
-def _parsed(url: str) -> URL:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # the cause quotes the URL, which may hold a password
-        raise ConfigurationError(
-            "SQLSource: the URL cannot be read, wanted driver://user:password@host:port/database"
-        ) from None
-    return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
-
-
-def literal_secrets(url: str) -> list[str]:
-    """Which parts of a URL hold a secret as it is, rather than the name of an environment variable, `${NAME}`.
-
-    Args:
-        url: as `SQLSource` takes it.
-
-    Returns:
-        "password", and the names of query arguments.
-
-    Raises:
-        ConfigurationError: the URL cannot be read.
-    """
-    return [name for name, secret in _secrets(_parsed(url)).items() if not _VARIABLE.fullmatch(secret)]
-
-
-def _resolved(url: URL) -> URL:
-    """The URL with the values of the environment variables that it names.
-
-    Raises:
-        ConfigurationError: one of them is not set.
-    """
-
-    def filled(text: str) -> str:
-        return _VARIABLE.sub(lambda found: _variable(found[1], url), text)
-
-    return url.set(
-        username=filled(url.username or "") or None,
-        password=filled(str(url.password or "")) or None,
-        host=filled(url.host or "") or None,
-        database=filled(url.database or "") or None,
-        query={
-            name: filled(value) if isinstance(value, str) else tuple(filled(text) for text in value)
-            for name, value in url.query.items()
-        },
-    )
-
-
-def _variable(name: str, url: URL) -> str:
-    value = os.environ.get(name)
-    if value is None:
-        raise ConfigurationError(f"{_masked(url)}: the environment variable {name} is not set; set it and start again")
-    return value
-
-
-def _secrets(url: URL) -> dict[str, str]:
-    """Name of a part -> its secret."""
-    hidden = {name: _one(value) for name, value in url.query.items() if _is_secret(name)}
-    return {name: text for name, text in {"password": str(url.password or ""), **hidden}.items() if text}
-
-
-def _one(value: str | tuple[str, ...]) -> str:
-    return value if isinstance(value, str) else " ".join(value)
-
-
-def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in _SECRET_WORDS)
-
-
-def _masked(url: URL) -> str:
-    names = [name for name in url.query if _is_secret(name)]
-    return url.update_query_dict(dict.fromkeys(names, "***")).render_as_string(hide_password=True)
-
-
-def _without_secrets(text: str, url: URL) -> str:
-    for secret in _secrets(url).values():
-        text = text.replace(secret, "***")
-    return text.strip()
