@@ -91,18 +91,26 @@ def ended(body: Callable[[], Ended]) -> Ended:
         What the body gives; or a failed state, `BelowQuorum` where too few pods answered, `KilledTooOften` where the run's
         process was killed `MOST_KILLS` times in a row.
     """
-    if (kills := killed_in_a_row(states_of(flow_run.get_id()))) >= MOST_KILLS:
-        return Failed(
-            name=KILLED_TOO_OFTEN,
-            message=f"the process of this run was killed {kills} times, and is not started again by itself: see what kills it,"
-            " memory for example, and retry the run; it goes on where it was",
-        )
+    if stopped := killed_too_often():
+        return stopped
     try:
         return body()
     except QuorumError as error:
         return Failed(name=BELOW_QUORUM, message=str(error))
     except BitfountError as error:
         return Failed(message=str(error))
+
+
+def killed_too_often() -> State[Any] | None:
+    """The state in which this run ends, if its process was killed `MOST_KILLS` times in a row."""
+    kills = killed_in_a_row(states_of(flow_run.get_id()))
+    if kills < MOST_KILLS:
+        return None
+    return Failed(
+        name=KILLED_TOO_OFTEN,
+        message=f"the process of this run was killed {kills} times, and is not started again by itself: see what kills it,"
+        " memory for example, and retry the run; it goes on where it was",
+    )
 
 
 def states_of(run_id: str) -> list[str]:
