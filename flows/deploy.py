@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -132,8 +133,9 @@ def schedule_of(cron: str | None, timezone: str) -> Schedule | None:
     if cron is None:
         return None
     try:
+        ZoneInfo(timezone)
         return Cron(cron, timezone=timezone)
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, ZoneInfoNotFoundError) as error:
         raise ConfigurationError(
             f"--cron {cron!r} --timezone {timezone!r}: wanted five fields such as '0 2 * * *', and a time zone such as"
             " Europe/London"
@@ -158,7 +160,7 @@ def require_pool(client: SyncPrefectClient, name: str) -> None:
 
 
 def install_automations(path: Path = AUTOMATIONS) -> Sequence[str]:
-    """Makes the automations of a file, or updates those of the same name.
+    """Makes the automations of a file, or updates those of the same name that are not the same.
 
     Returns:
         Their names.
@@ -170,11 +172,22 @@ def install_automations(path: Path = AUTOMATIONS) -> Sequence[str]:
     with get_client(sync_client=True) as client:
         for automation in wanted:
             there = client.read_automations_by_name(automation.name)
-            if there:
-                client.update_automation(there[0].id, automation)
-            else:
+            if not there:
                 client.create_automation(automation)
+            elif content_of(there[0]) != content_of(automation):  # an update forgets which runs have beaten
+                client.update_automation(there[0].id, automation)
     return [automation.name for automation in wanted]
+
+
+def content_of(automation: AutomationCore) -> dict[str, Any]:
+    """An automation without the ids that the server gives it."""
+    content: dict[str, Any] = automation.model_dump(mode="json", include=set(AutomationCore.model_fields))
+    trigger = {name: value for name, value in content["trigger"].items() if name != "id"}
+    # Prefect keeps them as sets, in any order.
+    return {
+        **content,
+        "trigger": {**trigger, **{name: sorted(trigger[name]) for name in ("after", "expect", "for_each")}},
+    }
 
 
 def read_automations(path: Path) -> list[AutomationCore]:

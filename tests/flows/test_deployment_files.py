@@ -18,7 +18,7 @@ from flows.deploy import ENVIRONMENT, RESTARTED, read_automations
 from flows.deployed import as_overrides
 from flows.deployed_run import LogStream, job_id_of, killed_in_a_row
 from flows.settings import read_job, read_pod, read_retraining
-from tests.flows.conftest import JOB, Ended
+from tests.flows.conftest import Ended
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = ROOT / "deployments"
@@ -56,6 +56,23 @@ def test_automations_look_at_runs_that_go_on_when_they_are_started_again() -> No
         assert f"prefect.tag.{RESTARTED}" in json.dumps(automation.model_dump(mode="json"))
     restarted = {each["name"] for each in DEPLOYMENTS if RESTARTED in each["tags"]}
     assert restarted == {"local", "federated", "nightly"}  # a pod's run is started again by the modeller
+
+
+def test_automations_that_are_the_same_are_left_as_they_are(main: Main, home: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "automations.yaml"
+    changed.write_text((FILES / "automations.yaml").read_text().replace("within: 65", "within: 66"))
+
+    def installed(*file: Path) -> dict[str, Any]:
+        assert main(["automations", *file, "--home", home]).code == 0
+        with get_client(sync_client=True) as client:
+            return {each.name: each.trigger.id for each in client.read_automations()}
+
+    first, again, updated = installed(), installed(), installed(changed)
+    assert first == again
+    assert set(updated) == set(first)
+    assert [name for name in first if updated[name] != first[name]] == [
+        "bitfount: notice runs whose process was killed"
+    ]
 
 
 def test_a_file_without_automations_is_refused(tmp_path: Path) -> None:
@@ -119,9 +136,9 @@ def test_without_a_server_it_says_which_variable_to_set(
 
 
 def test_overrides_are_those_of_the_command_line(job_file: Callable[..., Path]) -> None:
-    job = read_job(job_file(), as_overrides({"training.epochs": 5, "name": "été: 1", "predict": None}))
-    assert (job.training["epochs"], job.name, job.predict) == (5, "été: 1", None)
-    assert JOB["training"]["epochs"] != 5
+    overrides = {"training.epochs": 5, "predict": None, "data": {"csv": "été: 1.csv"}}
+    job = read_job(job_file(), as_overrides(overrides))
+    assert (job.training["epochs"], job.predict, Path(job.data["csv"]).name) == (5, None, "été: 1.csv")
 
 
 def test_runs_of_one_moment_have_jobs_of_their_own() -> None:

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent.parent.parent
 PARTS = ("bitfount_model", "tasks", "flows", "deployments", "examples")
 NOTICED_SECONDS = 35
 """In place of 65, so that the test is quick: a little more than the 30 s between two beats."""
-LONG = 100
-"""Epochs: long enough to be killed in the middle."""
+LONG = 40
+"""Epochs: with the models of `slow_until`, long enough to be killed in the middle, and soon over afterwards."""
 
 
 def prefect(clone: Path, *arguments: str) -> str:
@@ -68,6 +68,8 @@ def clone(client: SyncPrefectClient, mlflow_database: Path, tmp_path_factory: py
     subprocess.run(
         [sys.executable, "examples/retraining/make_rows.py", "300"], cwd=clone, check=True, capture_output=True
     )
+    for example in ("breast_cancer", "retraining"):
+        slow_until(clone / "go", clone / "examples" / example / "model.py")
     job = clone / "examples/retraining/job.yaml"
     job.write_text(job.read_text().replace("epochs: 10", f"epochs: {LONG}"))
     (clone / "bitfount_runs").mkdir()
@@ -78,6 +80,15 @@ def clone(client: SyncPrefectClient, mlflow_database: Path, tmp_path_factory: py
         prefect(clone, "work-pool", "create", pool, "--type", "process", "--overwrite")
     prefect(clone, "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
     return clone
+
+
+def slow_until(go: Path, model: Path) -> None:
+    """Makes each step of a model take long until a file is there."""
+    step = "def training_step(self, batch, batch_idx):\n"
+    wait = f"        __import__('time').sleep(0 if __import__('os').path.exists({str(go)!r}) else 0.25)\n"
+    source = model.read_text()
+    assert step in source
+    model.write_text(source.replace(step, step + wait))
 
 
 @contextmanager
@@ -175,6 +186,7 @@ def test_a_worker_runs_training_and_says_what_is_wrong(clone: Path, client: Sync
     assert failed.state.message == "cannot read the job file nowhere.yaml: No such file or directory"
 
 
+@pytest.mark.timeout(600)  # a minute for the schedule, 40 s to notice, and three starts of a worker's runs
 def test_runs_of_a_killed_worker_are_started_again_and_go_on(clone: Path, client: SyncPrefectClient) -> None:
     home, file = clone / "bitfount_runs", clone / "examples/retraining/retraining.yaml"
     cron = ("--name", "often", "--cron", "* * * * *", "--timezone", "Europe/London")
@@ -196,6 +208,7 @@ def test_runs_of_a_killed_worker_are_started_again_and_go_on(clone: Path, client
             kill(first)
         initialised = [jobs / each / "steps" / "initialise.json" for each in ("killed", retrained)]
         finished = [path.stat().st_mtime_ns for path in initialised]
+        (clone / "go").touch()
         with worker(clone):
             for run in (training, scheduled):
                 again = ended(client, run, 120)
