@@ -17,7 +17,7 @@ from bitfount_model.errors import BitfountError, ConfigurationError
 from bitfount_model.federation.job import EVALUATE
 from flows.any_job import run_job
 from flows.console import RunView
-from flows.deployed_run import Ended, job_id_of, killed_too_often
+from flows.deployed_run import Ended, killed_too_often
 from flows.run import Surroundings, tracking_of
 from flows.settings import read_job, read_retraining
 from flows.workspace import Workspace, only_once
@@ -78,7 +78,8 @@ def retraining(
     asked = read_retraining(Path(retraining_file))
     workspace = Workspace(Path(home))
     workspace.prepare()
-    retraining_id = retraining_id or job_id_of(asked.name)
+    # The end of the id: it begins with the time, alike in runs of the same minute.
+    retraining_id = retraining_id or f"{asked.name}-{str(flow_run.get_id())[-8:]}"
     surroundings = Surroundings(workspace, None, RunView(sys.stdout), verbose=False)
     own = Store(workspace.home.resolve() / "retrainings" / retraining_id)
     with only_once(Path(own.url), "retraining"):

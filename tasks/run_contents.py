@@ -13,7 +13,9 @@ from typing import Any
 from bitfount_model.data import BitfountSchema, Column, SemanticType
 from tasks.store import Manifest, Reference, Store, read_file
 
-STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "package")
+STEPS = ("initialise", "fit", "evaluate", "predict", "plots")
+"""Of a job that registers nothing, in their order."""
+SHOWN_STEPS = (*STEPS, "package")
 """The steps whose manifests a run shows, in their order."""
 
 FOLDERS: Mapping[tuple[str, str], str] = {

@@ -197,3 +197,24 @@ def test_a_run_that_ends_badly_says_it_by_a_state(prefect_url: str) -> None:
     below, wrong = bad("quorum", return_state=True), bad("configuration", return_state=True)
     assert (below.name, below.type.value, below.message) == ("BelowQuorum", "FAILED", "no quorum")
     assert (wrong.name, wrong.message) == ("Failed", "no configuration")
+
+
+def test_a_run_that_was_killed_too_often_does_nothing_more(prefect_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import flow
+
+    from flows import deployed_run
+
+    monkeypatch.setattr(deployed_run, "states_of", lambda run_id: ["RUNNING", "CRASHED"] * deployed_run.MOST_KILLS)
+
+    @flow(persist_result=False)
+    def killed() -> Any:
+        return deployed_run.ended(lambda: pytest.fail("it was started again"))
+
+    state = killed(return_state=True)
+    assert (state.name, state.type.value) == ("KilledTooOften", "FAILED")
+    assert "killed 3 times" in state.message
+
+
+def test_the_example_of_a_notification_is_one() -> None:
+    (told,) = read_automations(FILES / "notifications.yaml")
+    assert told.actions[0].type == "call-webhook"
