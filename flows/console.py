@@ -20,6 +20,7 @@ TITLES = {
     "predict": "predicting",
     "compare": "training on each pod alone, and on all rows pooled",
     "plots": "drawing plots",
+    "report": "writing the report",
     "package": "making the model ready to serve",
     "record": "recording in MLflow",
     "register": "registering the model",

@@ -13,6 +13,7 @@ from prefect.states import Failed, State
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation.job import PREDICT
 from flows.federated_session import embedded_pods, session_of
+from tasks.ending import end_kept
 from tasks.federated.compare import compare
 from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
@@ -34,6 +35,7 @@ from tasks.package import package
 from tasks.progress import listening, stage, tell
 from tasks.recording import Tracking, live_metrics
 from tasks.register import register
+from tasks.report.step import report
 from tasks.step import reference, step
 from tasks.store import Store, read_manifest
 
@@ -67,11 +69,12 @@ def federated_training(
         *pod_steps(asked),
         *(["compare"] if asked.compare else []),
         "plots",
+        "report",
         *(["package"] if asked.register else []),
     ]
     done: dict[str, Any] = {}
     try:
-        with end_recorded(store, Tracking(**tracking)):
+        with end_kept(store), end_recorded(store, Tracking(**tracking)):
             if any(read_manifest(store, name) is None for name in pod_steps(asked)):
                 with session_of(asked, job_id, store, Exchange(exchange_url)) as federation:
                     ask_pods(federation, tracking, steps)
@@ -138,6 +141,8 @@ def finish(
             done["compare"] = task("compare", lambda: reference(compare(store, embedded_pods(asked))))
     with stage("plots", done):
         done["plots"] = task("plot", lambda: reference(plot_federation(store)))
+    with stage("report", done):
+        done["report"] = report(store.url)
     if asked.register:
         with stage("package", done):
             done["package"] = package(store.url)

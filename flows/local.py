@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from bitfount_model.errors import TrackingError
+from tasks.ending import end_kept
 from tasks.evaluate import evaluate, evaluate_rows
 from tasks.fit import fit
 from tasks.initialise import initialise_model
@@ -19,6 +20,8 @@ from tasks.predict import predict, predict_rows
 from tasks.progress import listening, stage, tell
 from tasks.recording import Tracking, live_metrics, record, record_end
 from tasks.register import register
+from tasks.report.step import report
+from tasks.store import Store
 
 
 @flow(name="local_training", flow_run_name="{job_id}", validate_parameters=False, persist_result=False)
@@ -35,7 +38,7 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
         The steps' manifests by name; `record` is None where MLflow could not be reached: the next run with this id records.
     """
     done: dict[str, Any] = {}
-    with end_recorded(store_url, Tracking(**tracking)):
+    with end_kept(Store(store_url)), end_recorded(store_url, Tracking(**tracking)):
         with stage("initialise", done):
             done["initialise"] = initialise_model(store_url, job, job_id)
         recorded(store_url, tracking, steps_of(job))
@@ -48,6 +51,8 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
                 done["predict"] = predict(store_url, job["predict"]["data"])
         with stage("plots", done):
             done["plots"] = plot(store_url)
+        with stage("report", done):
+            done["report"] = report(store_url)
         if job.get("register"):
             with stage("package", done):
                 done["package"] = package(store_url)
@@ -99,7 +104,7 @@ def steps_of(job: dict[str, Any]) -> list[str]:
     """The steps that make a job complete."""
     predicted = ["predict"] if job.get("predict") else []
     packaged = ["package"] if job.get("register") else []
-    return ["initialise", "fit", "evaluate", *predicted, "plots", *packaged]
+    return ["initialise", "fit", "evaluate", *predicted, "plots", "report", *packaged]
 
 
 def recorded(store_url: str, tracking: dict[str, Any], steps: list[str]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 from bitfount_model.data import BitfountSchema, Column, SemanticType
 from tasks.store import Manifest, Reference, Store, read_file
 
-STEPS = ("initialise", "fit", "evaluate", "predict", "plots")
+STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "report")
 """Of a job that registers nothing, in their order."""
 SHOWN_STEPS = (*STEPS, "package")
 """The steps whose manifests a run shows, in their order."""
@@ -25,6 +25,7 @@ FOLDERS: Mapping[tuple[str, str], str] = {
     ("initialise", "datastructure"): "model",
     ("fit", "weights"): "model",
     ("fit", "history"): "",
+    ("report", "report"): "",
     ("evaluate", "predictions"): "evaluate",
     ("predict", "predictions"): "predict",
 }

@@ -44,6 +44,7 @@ FOLDERS: Mapping[tuple[str, str], str] = {
     ("fit", "weights"): "model",
     ("fit", "best"): "model",
     ("fit", "history"): "",
+    ("report", "report"): "",
 }
 """(step, role) -> the run's folder for that file; predictions and plots have folders of their own."""
 
