@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from bitfount_model.errors import StorageError
+from tasks.layout import ENDED
 from tasks.store import Store
-
-ENDED = "ended.json"
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from bitfount_model.errors import ConfigurationError
 from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
 from bitfount_model.weights_files import to_safetensors
-from tasks.epochs import EPOCHS, append_epoch
+from tasks.epochs import append_epoch
+from tasks.layout import EPOCHS
 from tasks.progress import tell
 from tasks.session import Session, open_session, threads, user_code
 from tasks.step import reference, step

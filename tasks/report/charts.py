@@ -25,24 +25,36 @@ from tasks.plot_style import (
     dress,
     dress_axes,
     dress_ticks,
-    few_numbers,
     label,
     whole_numbers,
 )
-from tasks.report.values import OVER_ALL, STATES, Bars, Chart, Lines, Matrix, Presence, Series, Stack
-from tasks.run_contents import figure as number
+from tasks.report.shared import figure as number
+from tasks.report.values import (
+    MISSING,
+    NOT_ASKED,
+    OVER_ALL,
+    STATES,
+    Bars,
+    Chart,
+    Lines,
+    Matrix,
+    Presence,
+    Series,
+    Stack,
+)
 
 WIDTH = 4.4  # inches: what a phone shows in full and a desk shows twice side by side
-FRAME, DENSE = "#aeb8c1", "#0b6fb9"  # not the first colour to the bit, which the page maps to another variable
-MISSING, NOT_ASKED = "#d1495c", "#e3e8ee"
+FRAME = "#aeb8c1"
+# Of no curve, so that the page can give each of them a variable of its own.
+DENSE, ABSENT, UNASKED = "#0b6fb9", "#d1495c", "#e3e8ee"
 VARIABLES: Mapping[str, str] = {
     INK: "--ink",
     FAINT: "--faint",
     RULE: "--rule",
     FRAME: "--frame",
     DENSE: "--dense",
-    MISSING: "--missing",
-    NOT_ASKED: "--not-asked",
+    ABSENT: "--missing",
+    UNASKED: "--not-asked",
     **{colour: f"--c{place}" for place, colour in enumerate(COLOURS)},
 }
 """Colour of a drawing -> variable of the page's style, which has others for dark screens."""
@@ -97,8 +109,9 @@ def panel(height: float = 2.7, x: str = "") -> tuple[Figure, Axes]:
 
 
 def colour_of(place: int) -> str:
-    """The colour of a series."""
-    return INK if place == OVER_ALL else COLOURS[place % len(COLOURS)]
+    """The colour of a series or a state."""
+    named = {OVER_ALL: INK, MISSING: ABSENT, NOT_ASKED: UNASKED}
+    return named.get(place) or COLOURS[place % len(COLOURS)]
 
 
 def draw_lines(chart: Lines) -> Figure:
@@ -118,8 +131,7 @@ def draw_lines(chart: Lines) -> Figure:
             marker=marker,
             markersize=5,
         )
-    few_numbers(axes)
-    whole_numbers(axes)
+    short_numbers(axes)
     shown = [value for one in chart.series for value in one.values if value is not None and math.isfinite(value)]
     if shown and min(shown) > 0 and max(shown) / min(shown) > 100:
         axes.set_yscale("log")
@@ -132,14 +144,20 @@ def alone(one: Series) -> bool:
     """Whether some value stands between gaps, where a line shows nothing."""
     there = [False, *(value is not None for value in one.values), False]
     return any(
-        here and not before and not after
-        for before, here, after in zip(there, there[1:], there[2:], strict=False)
+        here and not before and not after for before, here, after in zip(there, there[1:], there[2:], strict=False)
     )
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:
     """Values with nan where there is none."""
     return [math.nan if value is None else value for value in values]
+
+
+def short_numbers(axes: Axes) -> None:
+    """Whole numbers along x, few along y, and no power of ten aside where zeros do."""
+    axes.locator_params(axis="y", nbins=6)
+    axes.ticklabel_format(axis="y", scilimits=(-4, 5), useOffset=False)
+    whole_numbers(axes)
 
 
 def draw_stack(chart: Stack) -> Figure:
@@ -154,11 +172,9 @@ def draw_stack(chart: Stack) -> Figure:
         else:
             axes.bar(steps, top - base, 0.8, bottom=base, color=colour_of(one.colour))
         base = top
-    few_numbers(axes)
-    whole_numbers(axes)
+    short_numbers(axes)
     axes.set_ylim(bottom=0)
-    if len(steps) == 1:
-        axes.set_xlim(steps[0] - 2, steps[0] + 2)
+    axes.set_xlim(steps[0] - (0.6 if len(steps) > 1 else 2), steps[-1] + (0.6 if len(steps) > 1 else 2))
     return figure
 
 
@@ -170,7 +186,7 @@ def draw_bars(chart: Bars) -> Figure:
     axes.barh(places, values, 0.62, color=[colour_of(one.colour) for one in chart.series])
     everything = [*values, *([chart.over_all] if chart.over_all is not None else [])]
     low, high = min(0.0, *everything), max(0.0, *everything)
-    unit = 0 <= low and high <= 1
+    unit = low >= 0 and high <= 1
     right = 1.0 if unit else high or 1.0
     axes.set_xlim(low, right + 0.22 * (right - low))
     if chart.over_all is not None:
@@ -198,7 +214,7 @@ def draw_matrix(chart: Matrix) -> Figure:
     axes.grid(False)
     for row, column in np.ndindex(counts.shape):
         share = float(shares[row, column])
-        axes.barh(row, 1, 1, left=column - 0.5, color=DENSE, alpha=0.06 + 0.8 * share, linewidth=0)
+        axes.barh(row, 1, 1, left=column - 0.5, color=DENSE, alpha=0.06 + 0.5 * share, linewidth=0)
         if size <= NAMED_CELLS and (counts[row, column] or size <= 6):
             text = axes.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center")
             dress(text, size=11 if size <= 6 else 8)
@@ -216,7 +232,6 @@ def draw_matrix(chart: Matrix) -> Figure:
 
 def draw_presence(chart: Presence) -> Figure:
     """A row for each name, a mark for each step; steps of one state next to each other are one mark."""
-    colours = dict(zip(STATES, (COLOURS[2], MISSING, NOT_ASKED), strict=True))
     figure, axes = panel(0.6 + 0.28 * len(chart.names), x=chart.unit)
     split = len(chart.steps) <= MOST_BARS
     for place, row in enumerate(chart.states):
@@ -225,8 +240,8 @@ def draw_presence(chart: Presence) -> Figure:
             length = len(list(run))
             first = chart.steps[at]
             spans = [(first + n - 0.44, 0.88) for n in range(length)] if split else [(first - 0.5, length)]
-            height = 0.36 if state == STATES[1] else 0.7
-            axes.broken_barh(spans, (place - height / 2, height), color=colours[state], linewidth=0)
+            height = 0.36 if STATES[state] == MISSING else 0.7
+            axes.broken_barh(spans, (place - height / 2, height), color=colour_of(STATES[state]), linewidth=0)
             at += length
     axes.set_xlim(chart.steps[0] - 0.6, chart.steps[-1] + 0.6)
     axes.set_ylim(len(chart.names) - 0.4, -0.6)

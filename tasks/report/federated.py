@@ -12,6 +12,7 @@ from tasks.report.shared import (
     Ended,
     counted,
     facts_of,
+    figure,
     filled,
     going_on,
     length_of,
@@ -32,7 +33,6 @@ from tasks.report.values import (
     Stack,
     Table,
 )
-from tasks.run_contents import figure
 from tasks.store import Manifest
 
 ALL_PODS = "all pods"
@@ -82,9 +82,10 @@ def federated_report(
                 learning(records, legend),
                 fairness(made, evaluated, legend),
                 comparison(compared),
-                participation(records, pods, made, evaluated),
+                participation(records, pods),
+                absences(records, made, evaluated),
                 timing(records, legend),
-                privacy(records, federation),
+                privacy(records, federation, "predict" in manifests),
                 origin(manifests),
                 going_on(made["job_id"], state == "finished", "pods with the same rows"),
             ]
@@ -235,39 +236,44 @@ def comparison(values: Mapping[str, Any] | None) -> Section | None:
     return Section(
         "comparison",
         "Alone, federated, pooled",
-        words=("The same model, trained as long, tested on the test rows of all pods.", *missing),
+        words=(
+            "The same model, trained as long, tested on the test rows of all pods. For this alone the modeller's process"
+            " read the rows of all of them.",
+            *missing,
+        ),
         tables=(Table(("trained on", *names), rows),),
     )
 
 
-def participation(
-    records: Sequence[RoundRecord], pods: Sequence[str], made: Mapping[str, Any], evaluated: Mapping[str, Any]
-) -> Section | None:
-    """Who took part in which round, and why not; None where nobody was asked."""
+def participation(records: Sequence[RoundRecord], pods: Sequence[str]) -> Section | None:
+    """Who took part in which round; None where nobody was asked."""
     if not records:
         return None
     steps = tuple(record.round_number for record in records)
     states = tuple(tuple(presence(pod, record) for record in records) for pod in pods)
-    counts = tuple(
-        (pod, *(str(row.count(state)) for state in STATES)) for pod, row in zip(pods, states, strict=True)
-    )
-    why = reasons(records, made, evaluated)
+    counts = tuple((pod, *(str(row.count(state)) for state in STATES)) for pod, row in zip(pods, states, strict=True))
     return Section(
         "participation",
         "Participation",
-        charts=(Presence("Rounds", "round", steps, tuple(pods), states),),
-        tables=(
-            Table(("pod", *STATES), counts),
-            *([Table(("pod", "missing in", "because"), tuple(why[:REASONS_SHOWN]))] if why else []),
-        ),
-        words=(f"The first {REASONS_SHOWN} of {len(why)} reasons are shown.",) if len(why) > REASONS_SHOWN else (),
+        charts=(Presence("Pods by round", "round", steps, tuple(pods), states),),
+        legend=tuple(STATES.items()),
+        tables=(Table(("pod", *STATES), counts),),
     )
 
 
+def absences(records: Sequence[RoundRecord], made: Mapping[str, Any], evaluated: Mapping[str, Any]) -> Section | None:
+    """Why pods were missing; None where none was."""
+    why = reasons(records, made, evaluated)
+    if not why:
+        return None
+    more = (f"The first {REASONS_SHOWN} of {len(why)} reasons:",) if len(why) > REASONS_SHOWN else ()
+    table = Table(("pod", "missing in", "because"), tuple(why[:REASONS_SHOWN]))
+    return Section("reasons", "Why pods were missing", words=more, tables=(table,))
+
+
 def presence(pod: str, record: RoundRecord) -> str:
-    """What a pod did in a round; one of `STATES`."""
-    took_part, missing, not_asked = STATES
-    return took_part if pod in record.pods else missing if pod in record.missing else not_asked
+    """What a pod did in a round; a key of `STATES`."""
+    return "took part" if pod in record.pods else "missing" if pod in record.missing else "not asked"
 
 
 def reasons(
@@ -322,7 +328,6 @@ def timing(records: Sequence[RoundRecord], legend: Legend) -> Section | None:
             " while it waits.",
         ),
         charts=(stack, *([Lines("Seconds of fit at each pod", "round", steps, seen)] if seen else [])),
-        legend=(*colours.items(), *((one.name, one.colour) for one in seen)),
         tables=(table, *([Table(("fit at", "all rounds", "mean", "longest"), pods)] if pods else [])),
     )
 
@@ -333,15 +338,16 @@ def seconds_row(name: str, values: Sequence[float]) -> tuple[str, str, str, str]
     return name, seconds_text(total), seconds_text(total / len(values)), seconds_text(max(values))
 
 
-def privacy(records: Sequence[RoundRecord], federation: Mapping[str, Any]) -> Section:
+def privacy(records: Sequence[RoundRecord], federation: Mapping[str, Any], predicted: bool) -> Section:
     """What left the pods, and what protects it."""
+    left = ["updates", "metrics", "losses", "counts", "column statistics", *(["predictions"] if predicted else [])]
     up = sum(record.bytes_up for record in records)
     return Section(
         "privacy",
         "Privacy",
         words=(
             "No noise was added, and updates travelled as they are: whoever reads the store sees each pod's own update."
-            " Rows did not leave their pods; updates, metrics, losses, counts and column statistics did.",
+            f" Pods answered with {', '.join(left)}, and with no rows.",
             f"Pods sent {up:,} bytes of updates in {counted(len(records), 'round')}; statistics of a column left a pod"
             f" only over at least {federation['minimum_statistics_rows']} rows.",
         ),

@@ -14,6 +14,7 @@ from tasks.report.shared import (
     Ended,
     counted,
     facts_of,
+    figure,
     filled,
     going_on,
     length_of,
@@ -23,7 +24,7 @@ from tasks.report.shared import (
     state_of,
 )
 from tasks.report.values import Lines, Matrix, Report, Section, Series, Table
-from tasks.run_contents import figure, source_name
+from tasks.run_contents import source_name
 from tasks.store import Manifest
 
 Tested = tuple[np.ndarray, np.ndarray]
@@ -125,7 +126,7 @@ def decisions(made: Mapping[str, Any], tested: Tested | None) -> Section | None:
     total, right = int(counts.sum()), int(np.trace(counts))
     if not total:
         return None
-    matrix = Matrix("Confusion matrix", tuple(names), tuple(tuple(map(int, row)) for row in counts))
+    matrix = Matrix("Test rows by class", tuple(names), tuple(tuple(map(int, row)) for row in counts))
     return Section(
         "decisions",
         "Confusion matrix",

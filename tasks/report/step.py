@@ -11,9 +11,10 @@ import numpy as np
 
 from bitfount_model.errors import ConfigurationError
 from tasks.ending import read_end
-from tasks.epochs import read_epochs
+from tasks.epochs import parsed_epochs
 from tasks.federated.record import STEPS as FEDERATED_STEPS
 from tasks.federated.round_record import read_records
+from tasks.layout import EPOCHS
 from tasks.record import finished_steps
 from tasks.report.federated import federated_report
 from tasks.report.local import Tested, local_report
@@ -61,7 +62,7 @@ def report_of(store: Store) -> Report:
         federation = json.loads(read_file(store, made, "federation"))
         return federated_report(manifests, read_records(store), federation, wanted(job), ended)
     manifests = finished_steps(store, SHOWN_STEPS)
-    return local_report(manifests, read_epochs(store), tested_rows(store, manifests), wanted(job), ended)
+    return local_report(manifests, epochs_of(store, manifests), tested_rows(store, manifests), wanted(job), ended)
 
 
 def wanted(job: Mapping[str, Any]) -> list[str]:
@@ -83,3 +84,10 @@ def tested_rows(store: Store, manifests: Mapping[str, Manifest]) -> Tested | Non
     content = read_file(store, manifests["evaluate"], "arrays")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return arrays["preds"], arrays["targs"]
+
+
+def epochs_of(store: Store, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """The records of a local job's epochs so far."""
+    if "fit" in manifests:
+        return list(json.loads(read_file(store, manifests["fit"], "history")))
+    return parsed_epochs((store.find(EPOCHS) or b"").decode(errors="replace"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OVER_ALL = -1
-"""The colour of what is over all pods, or the only curve: ink. Others count from 0."""
+OVER_ALL, MISSING, NOT_ASKED = -1, -2, -3
+"""Colours of what is over all pods, of a pod that is missing, and of one that was not asked. Pods count from 0."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Series:
 
     Attributes:
         name: what people see.
-        colour: see `OVER_ALL`; a pod has the same one in all charts.
+        colour: from 0, or one of the named ones above; a pod has the same one in all charts.
         values: one a step, or one alone; None is a gap.
     """
 
@@ -104,7 +104,7 @@ class Presence:
         unit: what a step is.
         steps: their numbers.
         names: who.
-        states: for each name and step, one of `STATES`.
+        states: for each name and step, a key of `STATES`.
     """
 
     title: str
@@ -114,7 +114,8 @@ class Presence:
     states: tuple[tuple[str, ...], ...]
 
 
-STATES = ("took part", "missing", "not asked")
+STATES = {"took part": OVER_ALL, "missing": MISSING, "not asked": NOT_ASKED}
+"""What a pod may have done in a round -> its colour."""
 
 Chart = Lines | Stack | Bars | Matrix | Presence
 
