@@ -148,6 +148,7 @@ def show_files(view: RunView, summary: dict[str, Any]) -> None:
         "best": summary.get("best"),
         "predictions": summary["predictions"],
         "test rows": summary["test_predictions"],
+        "report": summary["report"],
         "MLflow run": summary["mlflow_run_id"] or "not recorded yet: MLflow could not be reached",
         "registered": summary["registered"],
         "took": f"{summary['seconds']:.1f} s",

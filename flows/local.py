@@ -18,10 +18,13 @@ from tasks.package import package
 from tasks.plot import plot
 from tasks.predict import predict, predict_rows
 from tasks.progress import listening, stage, tell
+from tasks.record import finished_steps
 from tasks.recording import Tracking, live_metrics, record, record_end
 from tasks.register import register
 from tasks.report.step import report
+from tasks.run_contents import note
 from tasks.store import Store
+from tasks.summary_page import show_summary
 
 
 @flow(name="local_training", flow_run_name="{job_id}", validate_parameters=False, persist_result=False)
@@ -58,6 +61,8 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
                 done["package"] = package(store_url)
         with stage("record", done):
             done["record"] = recorded(store_url, tracking, steps_of(job))
+        store = Store(store_url)
+        show_summary(job["name"], note(store, finished_steps(store)), done["record"])
         if job.get("register") and done["record"]:
             with stage("register", done):
                 done["register"] = register(store_url, tracking["uri"], job["register"])

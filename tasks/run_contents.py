@@ -244,6 +244,8 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
         lines += [f"**Result** on {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
         lines += [f"| {cell(name)} | {figure(value)} |" for name, value in tested["metrics"].items()]
         lines.append("")
+    if "report" in manifests:
+        lines += ["**Report** `report.html`, among the artifacts", ""]
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
     return "\n".join(lines)
 

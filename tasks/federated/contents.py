@@ -237,6 +237,8 @@ def job_note(
         lines += result_table(manifests["evaluate"].values)
     if "compare" in manifests:
         lines += comparison_table(manifests["compare"].values)
+    if "report" in manifests:
+        lines += ["**Report** `report.html`, among the artifacts", ""]
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
     return "\n".join(lines)
 
