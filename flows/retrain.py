@@ -74,7 +74,8 @@ def retraining(
     asked = read_retraining(Path(retraining_file))
     workspace = Workspace(Path(home))
     workspace.prepare()
-    retraining_id = retraining_id or f"{asked.name}-{str(flow_run.get_id())[:8]}"
+    # The end of the id: it begins with the time, alike in runs of the same minute.
+    retraining_id = retraining_id or f"{asked.name}-{str(flow_run.get_id())[-8:]}"
     surroundings = Surroundings(workspace, None, RunView(sys.stdout), verbose=False)
     own = Store(workspace.home.resolve() / "retrainings" / retraining_id)
     with only_once(Path(own.url), "retraining"):
