@@ -38,6 +38,7 @@ from tasks.report.values import (
     Chart,
     Lines,
     Matrix,
+    Points,
     Presence,
     Series,
     Stack,
@@ -75,6 +76,7 @@ def svg(chart: Chart, key: str) -> str:
         Bars: draw_bars,
         Matrix: draw_matrix,
         Presence: draw_presence,
+        Points: draw_points,
     }
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         buffer = io.StringIO()
@@ -121,15 +123,15 @@ def draw_lines(chart: Lines) -> Figure:
         over_all = one.colour == OVER_ALL
         dash = "-" if over_all else DASHES[one.colour // len(COLOURS) % len(DASHES)]
         width = 2.2 if over_all and len(chart.series) > 1 else 1.5
-        marker = "o" if len(chart.steps) == 1 or alone(one) else ""
         axes.plot(
             chart.steps,
             drawable(gaps(one.values)),
             color=colour_of(one.colour),
             linestyle=dash,
             linewidth=width,
-            marker=marker,
+            marker="o",
             markersize=5,
+            markevery=alone(one),
         )
     short_numbers(axes)
     shown = [value for one in chart.series for value in one.values if value is not None and math.isfinite(value)]
@@ -140,12 +142,11 @@ def draw_lines(chart: Lines) -> Figure:
     return figure
 
 
-def alone(one: Series) -> bool:
-    """Whether some value stands between gaps, where a line shows nothing."""
+def alone(one: Series) -> list[int]:
+    """Where values stand between gaps, which a line does not show."""
     there = [False, *(value is not None for value in one.values), False]
-    return any(
-        here and not before and not after for before, here, after in zip(there, there[1:], there[2:], strict=False)
-    )
+    around = zip(there, there[1:], there[2:], strict=False)
+    return [place for place, (before, here, after) in enumerate(around) if here and not before and not after]
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:
@@ -227,6 +228,24 @@ def draw_matrix(chart: Matrix) -> Figure:
     axes.set_yticks(places, names)
     axes.tick_params(length=0)
     dress_ticks(axes, size=9 if size <= NAMED_CELLS else 7)
+    return figure
+
+
+def draw_points(chart: Points) -> Figure:
+    """Points around the diagonal, on which predictions are right."""
+    figure, axes = panel(3.6, x="actual")
+    dress(axes.set_ylabel("predicted"), size=9.5)
+    actual, predicted = drawable(chart.actual), drawable(chart.predicted)
+    both = np.concatenate([actual, predicted])
+    low, high = float(np.nanmin(both)), float(np.nanmax(both))
+    margin = 0.04 * (high - low) or 1.0
+    ends = (low - margin, high + margin)
+    axes.plot(ends, ends, color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)))
+    axes.plot(actual, predicted, "o", color=COLOURS[0], alpha=0.5, markersize=3.5, markeredgewidth=0)
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    axes.locator_params(nbins=6)
+    axes.ticklabel_format(scilimits=(-4, 5), useOffset=False)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bitfount_model.types import Problem
-from tasks.curves import classified, confusion
+from tasks.curves import agreement, classified, confusion
 from tasks.plots import class_names, curve_groups
 from tasks.report.shared import (
     Ended,
@@ -23,10 +23,12 @@ from tasks.report.shared import (
     seconds_text,
     state_of,
 )
-from tasks.report.values import Lines, Matrix, Report, Section, Series, Table
+from tasks.report.values import Lines, Matrix, Points, Report, Section, Series, Table
 from tasks.run_contents import source_name
 from tasks.store import Manifest
 
+MOST_POINTS = 500
+MOST_TARGETS = 6
 Tested = tuple[np.ndarray, np.ndarray]
 """Predictions and targets of the test rows, `(rows, …)` each."""
 
@@ -68,6 +70,7 @@ def local_report(
             [
                 learning(history),
                 decisions(made, tested),
+                against_actual(made, tested),
                 timing(manifests, history),
                 origin(manifests),
                 going_on(made["job_id"], state == "finished", "rows"),
@@ -144,6 +147,40 @@ def class_table(names: Sequence[str], counts: np.ndarray) -> Table:
         for at, name in enumerate(names)
     )
     return Table(("class", "test rows", "recall", "precision"), tuple(rows))
+
+
+def against_actual(made: Mapping[str, Any], tested: Tested | None) -> Section | None:
+    """Predictions of numbers against the true ones; None where classes are predicted, or there are no test rows."""
+    if tested is None or Problem(made["problem"]) is not Problem.REGRESSION:
+        return None
+    found, truth = (np.asarray(values, dtype=np.float64).reshape(len(values), -1) for values in tested)
+    finite = (np.isfinite(found) & np.isfinite(truth)).all(axis=1)
+    found, truth = found[finite], truth[finite]
+    if not len(found):
+        return None
+    names = [str(name) for name in made["targets"]][: found.shape[1]]
+    shown = np.linspace(0, len(found) - 1, min(MOST_POINTS, len(found))).astype(np.int64)
+    agreed = ((name, *agreement(truth[:, at], found[:, at])) for at, name in enumerate(names))
+    return Section(
+        "agreement",
+        "Predicted against actual",
+        words=(f"{len(shown):,} of {len(found):,} test rows; on the dashed line predictions are right.",),
+        charts=tuple(
+            Points(name, tuple(truth[shown, at].tolist()), tuple(found[shown, at].tolist()))
+            for at, name in enumerate(names[:MOST_TARGETS])
+        ),
+        tables=(
+            Table(
+                ("target", "R²", "mean error"),
+                tuple((name, figure(finite_or_none(r2)), figure(error)) for name, r2, error in agreed),
+            ),
+        ),
+    )
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where it is not defined."""
+    return value if np.isfinite(value) else None
 
 
 def share(part: int, whole: int) -> str:

@@ -96,6 +96,21 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Points:
+    """Predictions against what they should be.
+
+    Attributes:
+        title: of the chart.
+        actual: one a row.
+        predicted: as actual; all are finite.
+    """
+
+    title: str
+    actual: tuple[float, ...]
+    predicted: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Presence:
     """Who took part at which step.
 
@@ -117,7 +132,7 @@ class Presence:
 STATES = {"took part": OVER_ALL, "missing": MISSING, "not asked": NOT_ASKED}
 """What a pod may have done in a round -> its colour."""
 
-Chart = Lines | Stack | Bars | Matrix | Presence
+Chart = Lines | Stack | Bars | Matrix | Points | Presence
 
 
 @dataclass(frozen=True)

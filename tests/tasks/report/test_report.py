@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, precision_score, recall_score
+from sklearn.metrics import confusion_matrix, mean_absolute_error, precision_score, r2_score, recall_score
 
 from bitfount_model.errors import ConfigurationError
 from tasks.ending import keep_end
 from tasks.layout import EPOCHS
 from tasks.report.charts import svg
 from tasks.report.step import report_html, report_job, report_of
-from tasks.report.values import OVER_ALL, STATES, Bars, Lines, Matrix, Presence, Report, Section, Series, Stack
+from tasks.report.values import OVER_ALL, STATES, Bars, Lines, Matrix, Points, Presence, Report, Section, Series, Stack
 from tasks.store import Manifest, Store, write_manifest
 from tests.tasks.federated_folder import PODS, federated_folder, rounds
 from tests.tasks.job_folder import history, initialised, job_folder
@@ -185,6 +185,29 @@ def test_the_confusion_matrix_is_that_of_scikit_learn(local: Store) -> None:
     )
 
 
+def test_numbers_are_held_against_the_true_ones(tmp_path: Path) -> None:
+    store = Store(tmp_path / "job")
+    manifest = initialised(store, "demo-1")
+    values = {**manifest.values, "problem": "regression", "classes": None, "targets": ["size"]}
+    write_manifest(store, Manifest("initialise", manifest.files, values))
+    truth = np.arange(2000.0)
+    preds = truth[:, None] + np.random.default_rng(3).normal(size=(2000, 1))
+    preds[7] = np.nan
+    evaluated_by_hand(store, preds, truth)
+    found = section(report_of(store), "agreement")
+    (points,) = found.charts
+    assert isinstance(points, Points) and len(points.actual) == 500
+    there = np.arange(2000) != 7
+    assert found.tables[0].rows == (
+        (
+            "size",
+            f"{r2_score(truth[there], preds[there]):.4f}",
+            f"{mean_absolute_error(truth[there], preds[there]):.4f}",
+        ),
+    )
+    assert "agreement" in Page(report_html(store)).sections
+
+
 def test_versions_and_digests_are_those_of_the_manifests(federated: Store) -> None:
     digests, packages = section(report_of(federated), "origin").tables
     assert ("weights", json.loads(federated.get("steps/fit.json"))["values"]["weights_sha256"]) in digests.rows
@@ -297,6 +320,7 @@ CHARTS = [
     Bars("nothing is defined", (Series("a", 0, (None,)),), None),
     Matrix("no rows of a class", ("a", "b"), ((0, 0), (3, 1))),
     Matrix("many classes", tuple(map(str, range(30))), tuple((1,) * 30 for _ in range(30))),
+    Points("one row", (3.0,), (3.0,)),
     Presence("one", "round", (1,), ("a",), ((next(iter(STATES)),),)),
 ]
 
