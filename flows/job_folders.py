@@ -131,6 +131,12 @@ class JobFolder:
         training: Mapping[str, Any] = self.job.get("training", {})
         return training.get("epochs")
 
+    @property
+    def asked_steps(self) -> int | None:
+        """Steps that a local job was asked for, which has no number of epochs then."""
+        training: Mapping[str, Any] = self.job.get("training", {})
+        return training.get("steps") if self.kind == "local" else None
+
     @cached_property
     def started(self) -> datetime:
         """When the job was first kept."""
@@ -228,7 +234,18 @@ def read_job_folder(path: Path) -> JobFolder:
 
 def check(job: JobFolder) -> None:
     """Reads all that is derived, so that what is broken is found here and not where it is shown."""
-    for derived in ("name", "kind", "state", "reason", "asked", "started", "seconds", "metrics", "figure"):
+    for derived in (
+        "name",
+        "kind",
+        "state",
+        "reason",
+        "asked",
+        "asked_steps",
+        "started",
+        "seconds",
+        "metrics",
+        "figure",
+    ):
         getattr(job, derived)
     if not isinstance(job.name, str | None):
         raise ValueError(f"{JOB}: its name is no text")

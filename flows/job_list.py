@@ -63,6 +63,8 @@ def done_text(job: JobFolder) -> str:
     """How far training is."""
     if job.kind is None:
         return ""
+    if job.asked_steps is not None:
+        return f"{'' if 'fit' in job.steps else 'of '}{job.asked_steps:,} steps"
     asked = f" of {job.asked}" if job.asked is not None else ""
     return f"{len(job.course)}{asked} {job.unit}"
 

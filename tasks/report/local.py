@@ -80,13 +80,18 @@ def local_report(
 
 
 def learning(history: Sequence[Mapping[str, Any]]) -> Section | None:
-    """Losses and validation metrics by epoch; None before the first."""
+    """Losses and validation metrics by epoch, as curves where there are several; None before the first."""
     if not history:
         return None
     steps = tuple(int(record["epoch"]) for record in history)
     charts = tuple(
-        Lines(title, "epoch", steps, tuple(series(name, place, values) for place, (name, values) in enumerate(group)))
-        for title, group in ((title, list(curves.items())) for title, curves in panels(history).items())
+        Lines(
+            panel_title(title, list(group)),
+            "epoch",
+            steps,
+            tuple(series(name, place, values) for place, (name, values) in enumerate(group.items())),
+        )
+        for title, group in (panels(history) if len(history) > 1 else {}).items()
     )
     return Section(
         "learning",
@@ -94,6 +99,11 @@ def learning(history: Sequence[Mapping[str, Any]]) -> Section | None:
         charts=charts,
         tables=(Table(("last epoch", "value"), tuple(last_values(history[-1]))),),
     )
+
+
+def panel_title(title: str, names: Sequence[str]) -> str:
+    """The title of a chart; one curve alone has no legend, so its name is there."""
+    return f"Validation {names[0]}" if len(names) == 1 and names != ["training"] else title
 
 
 def panels(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
@@ -195,7 +205,7 @@ def timing(manifests: Mapping[str, Manifest], history: Sequence[Mapping[str, Any
     seconds, rows = manifests["fit"].values["seconds"], sum(record["rows"] for record in history)
     cells = [
         ("training", seconds_text(seconds)),
-        ("an epoch, on average", seconds_text(seconds / len(history))),
+        *([("an epoch, on average", seconds_text(seconds / len(history)))] if len(history) > 1 else []),
         *([("training rows a second", f"{rows / seconds:,.0f}")] if seconds else []),
     ]
     return Section("timing", "Timing", tables=(Table(("what", "time"), tuple(cells)),))

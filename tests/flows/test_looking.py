@@ -93,6 +93,11 @@ def test_finished_jobs_of_both_kinds_say_what_came_out(jobs: Path, look: Callabl
     assert "4 of 4 epochs" in words and "3 of 3 rounds" in words and "AUC 0.9931 (test)" in words
 
 
+def test_a_job_that_counts_steps_says_so(jobs: Path, look: Callable[..., Result]) -> None:
+    local_job(jobs, "done", epochs=None, steps=2000)
+    assert "2,000 steps" in look("runs").stdout and "epochs" not in look("runs").stdout
+
+
 def test_the_newest_job_is_the_first(jobs: Path, look: Callable[..., Result]) -> None:
     for age, job_id in enumerate(("new", "older", "oldest")):
         store = local_job(jobs, job_id)

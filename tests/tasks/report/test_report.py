@@ -243,6 +243,17 @@ def test_a_local_job_that_trains_shows_its_epochs_so_far(tmp_path: Path) -> None
     assert isinstance(chart, Lines) and chart.steps == (1, 2, 3)
 
 
+def test_one_epoch_is_a_table_and_no_chart(tmp_path: Path) -> None:
+    store = job_folder(tmp_path / "job", steps=("initialise", "fit"), records=history(1))
+    found = section(report_of(store), "learning")
+    assert found.charts == () and ("AUC", "0.7000") in found.tables[0].rows
+
+
+def test_a_chart_of_one_curve_has_its_name(local: Store) -> None:
+    titles = [chart.title for chart in section(report_of(local), "learning").charts]
+    assert titles == ["Loss", "Validation AUC", "Validation Brier Loss"]
+
+
 def test_a_folder_without_a_job_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="has not been initialised"):
         report_html(Store(tmp_path / "nothing"))
