@@ -164,6 +164,7 @@ def test_a_finished_job_shows_its_parameters_metrics_inputs_and_files(where: dic
     assert seen["tags"]["bitfount.job_id"] == "demo-1" and seen["tags"]["bitfount.prefect_run"] == "prefect-1"
     assert seen["tags"]["bitfount.code_version"] == "0.1.0" and seen["tags"]["bitfount.seed"] == "7"
     assert "| AUC | 0.9931 |" in seen["note"] and "patients.csv" in seen["note"]
+    assert seen["note"].startswith("**Result** AUC 0.9931, Brier Loss 0.021 on 114 test rows\n")
     assert set(seen["files"]) == {
         "job.json",
         "history.json",
