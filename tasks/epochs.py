@@ -10,9 +10,10 @@ from typing import Any
 
 
 def append_epoch(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds an epoch's record to the file of a job that trains."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    """Adds an epoch's record to the file of a job that trains; where it cannot be written, training matters more."""
+    # Begins with a line's end as well: a kill may have left half a line.
+    with suppress(OSError), path.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n{json.dumps(record)}\n")
 
 
 def parsed_epochs(text: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix, mean_absolute_error, precision_sco
 
 from bitfount_model.errors import ConfigurationError
 from tasks.ending import keep_end
+from tasks.epochs import append_epoch, parsed_epochs
 from tasks.layout import EPOCHS
 from tasks.report.charts import svg
 from tasks.report.step import report_html, report_job, report_of
@@ -252,6 +253,17 @@ def test_one_epoch_is_a_table_and_no_chart(tmp_path: Path) -> None:
 def test_a_chart_of_one_curve_has_its_name(local: Store) -> None:
     titles = [chart.title for chart in section(report_of(local), "learning").charts]
     assert titles == ["Loss", "Validation AUC", "Validation Brier Loss"]
+
+
+def test_epochs_after_a_kill_in_the_middle_of_a_line_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.jsonl"
+    first, second, third = history(3)
+    append_epoch(path, first)
+    with path.open("a") as stream:
+        stream.write(json.dumps(second)[:20])
+    append_epoch(path, second)
+    append_epoch(path, third)
+    assert parsed_epochs(path.read_text()) == [first, second, third]
 
 
 def test_a_folder_without_a_job_is_refused(tmp_path: Path) -> None:
