@@ -20,6 +20,7 @@ from tasks.layout import ENDED, EPOCHS, JOB, LOCK, manifest_name, record_name
 
 STEPS = ("initialise", "fit", "evaluate", "predict", "compare", "plots", "report", "package", "record", "register")
 LOSSES = ("loss", "validation_loss", "val_loss")
+DERIVED = ("name", "kind", "state", "reason", "asked", "asked_steps", "started", "seconds", "metrics", "figure")
 KILLED = "its process ended without a word"
 
 
@@ -234,18 +235,7 @@ def read_job_folder(path: Path) -> JobFolder:
 
 def check(job: JobFolder) -> None:
     """Reads all that is derived, so that what is broken is found here and not where it is shown."""
-    for derived in (
-        "name",
-        "kind",
-        "state",
-        "reason",
-        "asked",
-        "asked_steps",
-        "started",
-        "seconds",
-        "metrics",
-        "figure",
-    ):
+    for derived in DERIVED:
         getattr(job, derived)
     if not isinstance(job.name, str | None):
         raise ValueError(f"{JOB}: its name is no text")

@@ -87,27 +87,23 @@ def origin(manifests: Mapping[str, Manifest]) -> Section:
     )
 
 
-def going_on(job_id: str, finished: bool, home_words: str) -> Section:
+def going_on(job_id: str, finished: bool, made_from: str) -> Section:
     """How to go on with a job, or to make it again.
 
     Args:
         job_id: the job.
         finished: whether there is nothing left to do.
-        home_words: what the job is made from.
+        made_from: where the job's rows are, in words.
     """
-    again = (
-        (f"bitfount-flows train HOME/jobs/{job_id}/job.json",)
-        if finished
-        else (f"bitfount-flows train JOB.yaml --job-id {job_id}",)
-    )
+    if not finished:
+        words = "The command that began the job goes on with it, with its job id:"
+        return Section("again", "Go on", words=(words,), code=(f"bitfount-flows train JOB.yaml --job-id {job_id}",))
     words = (
-        f"The same job, seed and {home_words} give the same weights, bit for bit, under a job id of its own; HOME is the"
+        f"The same job, seed and {made_from} give the same weights, bit for bit, under a job id of its own; HOME is the"
         " folder of --home:"
-        if finished
-        else "The command that began the job goes on with it, with its job id:"
     )
-    looks = () if not finished else (f"bitfount-flows show {job_id}",)
-    return Section("again", "Make it again" if finished else "Go on", words=(words,), code=(*again, *looks))
+    code = (f"bitfount-flows train HOME/jobs/{job_id}/job.json", f"bitfount-flows show {job_id}")
+    return Section("again", "Make it again", words=(words,), code=code)
 
 
 def filled(sections: Sequence[Section | None]) -> tuple[Section, ...]:
