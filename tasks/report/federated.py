@@ -340,15 +340,17 @@ def seconds_row(name: str, values: Sequence[float]) -> tuple[str, str, str, str]
 
 def privacy(records: Sequence[RoundRecord], federation: Mapping[str, Any], predicted: bool) -> Section:
     """What left the pods, and what protects it."""
-    left = ["updates", "metrics", "losses", "counts", "column statistics", *(["predictions"] if predicted else [])]
+    left = ["updates", "metrics", "losses", "counts", "names, types, categories and statistics of columns"]
+    left += ["predictions with their keys"] if predicted else []
     up = sum(record.bytes_up for record in records)
     return Section(
         "privacy",
         "Privacy",
         words=(
-            "No noise was added, and updates travelled as they are: whoever reads the store sees each pod's own update."
-            f" Pods answered with {', '.join(left)}, and with no rows.",
-            f"Pods sent {up:,} bytes of updates in {counted(len(records), 'round')}; statistics of a column left a pod"
-            f" only over at least {federation['minimum_statistics_rows']} rows.",
+            "No noise was added, and updates travelled as they are: whoever reads the store sees each pod's own update,"
+            " which is a function of its rows.",
+            f"Pods answered with {', '.join(left)}; no rows. They sent {up:,} bytes of updates in"
+            f" {counted(len(records), 'round')}. Statistics of a column left a pod only over at least"
+            f" {federation['minimum_statistics_rows']} rows.",
         ),
     )
