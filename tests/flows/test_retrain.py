@@ -79,7 +79,8 @@ def test_a_registered_model_is_served_with_the_numbers_of_predict(
     frame.to_csv(folder / "new.csv", index=False)
     out = folder / "p.parquet"
     assert main(["predict", "--job-id", "one", "--data", folder / "new.csv", "--out", out, "--home", home]).code == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")  # set_tracking_uri would set it for good
+    # Not by mlflow.set_tracking_uri, which writes it into the environment of the tests after this one.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     served = mlflow.pyfunc.load_model("models:/tumours@champion").predict(frame)
     predicted = pd.read_parquet(out)
     np.testing.assert_array_equal(served["score_1"], predicted["score_1"])
