@@ -42,6 +42,12 @@ class Unwritable(click.ClickException):
     exit_code = 5
 
 
+class Unreachable(click.ClickException):
+    """Prefect does not answer."""
+
+    exit_code = 5
+
+
 @contextmanager
 def command(home: Path, *, as_json: bool, verbose: bool) -> Iterator[Surroundings]:
     """What a command runs in; its Prefect server starts while the packages are being imported, and ends with it."""
