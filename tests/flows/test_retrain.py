@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from sklearn.datasets import load_breast_cancer
 from tests.flows.conftest import Ended
 
 Main = Callable[[list[Any]], Ended]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "retraining"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "retraining"
 
 
 def rows(folder: Path, *arguments: str) -> None:
@@ -93,3 +95,34 @@ def test_a_job_that_registers_nothing_is_refused(main: Main, folder: Path, home:
     ended = main(["retrain", folder / "retraining.yaml", "--home", home])
     assert ended.code == 2
     assert "register" in ended.err
+
+
+def test_over_pods_a_model_is_trained_again_where_their_rows_have_changed(
+    main: Main, tmp_path: Path, home: Path
+) -> None:
+    hospitals = Path(shutil.copytree(EXAMPLES / "hospitals", tmp_path / "hospitals"))
+    job = (hospitals / "job.yaml").read_text().replace("\ncompare: true", "\nregister: hospitals")
+    (hospitals / "job.yaml").write_text(job.replace("epochs: 20", "epochs: 3"))
+    file = hospitals / "retraining.yaml"
+    file.write_text("name: hospitals\njob: job.yaml\ncompare: {metric: AUC}\n")
+    subprocess.run([sys.executable, hospitals / "make_pods.py"], check=True, capture_output=True)
+
+    def retrain(*more: str) -> dict[str, Any]:
+        ended = main(["retrain", file, "--home", home, "--json", *more])
+        assert ended.code == 0, ended.err
+        return ended.summary
+
+    assert retrain()["outcome"] == "promoted"
+    again = retrain()
+    assert (again["outcome"], again["version"]) == ("skipped", None)
+
+    west = pd.read_csv(hospitals / "data" / "west.csv")
+    west.assign(malignant=1 - west["malignant"]).to_csv(hospitals / "data" / "west.csv", index=False)
+    changed = retrain("--retraining-id", "changed")
+    assert changed["version"] == 2
+    tested = [
+        json.loads((home / "jobs" / job / "steps" / "evaluate.json").read_text())["values"]["metrics"]["AUC"]
+        for job in ("changed", "changed-champion")
+    ]
+    assert (changed["outcome"] == "promoted") == (tested[0] > tested[1])
+    assert f"AUC {tested[0]:.4f} against {tested[1]:.4f} on 143 rows" in changed["why"]
