@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 from mlflow import MlflowClient
 from sklearn.datasets import load_breast_cancer
 
 from tests.flows.conftest import Ended
+from tests.tracking_server import free_port, wait_until_it_answers
 
 Main = Callable[[list[Any]], Ended]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -71,9 +75,29 @@ def test_a_model_is_trained_compared_promoted_kept_skipped_and_rolled_back(
     assert main(["models", "promote", "tumours", "9", "--home", home]).code == 4
 
 
-def test_a_registered_model_is_served_with_the_numbers_of_predict(
-    main: Main, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def served(model: str, tracking_uri: str, log: Path) -> Iterator[str]:
+    """The URL of `mlflow models serve`, as a user starts it."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    arguments = ["--model-uri", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", *arguments],
+            env={**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": tracking_uri},
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    try:
+        assert wait_until_it_answers(f"{url}/ping", process), log.read_text(errors="replace")
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_mlflow_serves_the_champion_with_the_numbers_of_predict(main: Main, folder: Path, home: Path) -> None:
     rows(folder, "200")
     trained = main(["train", folder / "job.yaml", "--home", home, "--job-id", "one", "--json"])
     assert trained.code == 0, trained.err
@@ -81,12 +105,17 @@ def test_a_registered_model_is_served_with_the_numbers_of_predict(
     frame.to_csv(folder / "new.csv", index=False)
     out = folder / "p.parquet"
     assert main(["predict", "--job-id", "one", "--data", folder / "new.csv", "--out", out, "--home", home]).code == 0
-    # Not by mlflow.set_tracking_uri, which writes it into the environment of the tests after this one.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
-    served = mlflow.pyfunc.load_model("models:/tumours@champion").predict(frame)
     predicted = pd.read_parquet(out)
-    np.testing.assert_array_equal(served["score_1"], predicted["score_1"])
-    assert served["prediction"].tolist() == predicted["prediction"].tolist()
+    with served("models:/tumours@champion", f"sqlite:///{home / 'mlflow.db'}", folder / "served.log") as url:
+        asked = requests.post(f"{url}/invocations", json={"dataframe_split": frame.to_dict(orient="split")}, timeout=60)
+        lacking = frame.drop(columns="mean radius").to_dict(orient="split")
+        refused = requests.post(f"{url}/invocations", json={"dataframe_split": lacking}, timeout=60)
+    assert asked.status_code == 200, asked.text
+    answer = pd.DataFrame(asked.json()["predictions"])
+    np.testing.assert_array_equal(answer["score_1"], predicted["score_1"])
+    assert answer["prediction"].astype(str).tolist() == predicted["prediction"].astype(str).tolist()
+    assert refused.status_code == 400
+    assert "mean radius" in refused.text
 
 
 def test_a_job_that_registers_nothing_is_refused(main: Main, folder: Path, home: Path) -> None:
