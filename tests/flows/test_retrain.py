@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -39,8 +41,31 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "retraining", ignore=shutil.ignore_patterns("data")))
 
 
+@pytest.fixture
+def told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What the retraining's webhook, a server that takes JSON, is told."""
+    messages: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HOOK", f"http://127.0.0.1:{server.server_port}/secret")
+        with (folder / "retraining.yaml").open("a") as file:
+            file.write("webhook: ${HOOK}\n")
+        yield messages
+        server.shutdown()
+
+
 def test_a_model_is_trained_compared_promoted_kept_skipped_and_rolled_back(
-    main: Main, folder: Path, home: Path
+    main: Main, folder: Path, home: Path, told: list[dict[str, Any]]
 ) -> None:
     def retrain(*more: str) -> dict[str, Any]:
         ended = main(["retrain", folder / "retraining.yaml", "--home", home, "--json", *more])
@@ -67,6 +92,8 @@ def test_a_model_is_trained_compared_promoted_kept_skipped_and_rolled_back(
     assert client.get_model_version("tumours", "3").tags["bitfount.why"] == worse["why"]
     note = client.get_run(worse["mlflow_run_id"]).data.tags["mlflow.note.content"]
     assert note.startswith("**Kept**")
+    assert [message["outcome"] for message in told] == ["promoted", "skipped", "promoted", "kept"]
+    assert told[-1]["why"] == worse["why"]
 
     assert main(["models", "rollback", "tumours", "--home", home]).code == 0
     assert client.get_registered_model("tumours").aliases["champion"] == 1
