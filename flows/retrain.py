@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import flow
 from prefect.runtime import deployment, flow_run
@@ -47,6 +47,7 @@ TITLES = {
     "compare": "comparing challenger and champion",
     "promote": "settling which is the champion",
 }
+Job = TypeVar("Job", bound=LocalJob | FederatedJobFile)
 AFRESH, FROM_CHAMPION = "from scratch", "from the champion's weights"
 
 
@@ -162,7 +163,7 @@ class Retraining:
             return look_at_rows(self.store, self.job, self.champion)
         champion = self.champion
         if champion is None:
-            values = {"rows": 1, "new_rows": None, "changed": True, "drift": {}, "new_classes": []}
+            values: dict[str, Any] = {"rows": 1, "new_rows": None, "changed": True, "drift": {}, "new_classes": []}
             return write_manifest(self.store, Manifest("look", {}, values))
         run_job(evaluation_job(self.job, champion), self.champion_job, self.tracking_uri, self.place, self.surroundings)
         joined = require(self.surroundings.workspace.store(self.champion_job), "initialise").values
@@ -288,13 +289,11 @@ def fits(champion: RegisteredModel, job: LocalJob | FederatedJobFile, look: Look
     )
 
 
-def warm(job: LocalJob | FederatedJobFile, champion: RegisteredModel) -> LocalJob | FederatedJobFile:
+def warm(job: Job, champion: RegisteredModel) -> Job:
     """The job, beginning with the champion's weights and its columns, so that both see rows alike."""
     begins = {**job.training, "pretrained_file": str((champion.folder / WEIGHTS).resolve())}
-    columns = {"file": str((champion.folder / SCHEMA).resolve())}
-    if isinstance(job, LocalJob):
-        return replace(job, training=begins, schema=columns)
-    return replace(job, training=begins, schema={**columns, "types": {}})
+    columns: dict[str, Any] = {"file": str((champion.folder / SCHEMA).resolve())}
+    return replace(job, training=begins, schema=columns if isinstance(job, LocalJob) else {**columns, "types": {}})
 
 
 def evaluation_job(job: FederatedJobFile, champion: RegisteredModel) -> FederatedJobFile:
