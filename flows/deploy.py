@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.deployments.runner import EntrypointType
+from prefect.deployments.runner import RunnerDeployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Cron, Schedule
+from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -78,7 +79,7 @@ def deploy(
     schedule = schedule_of(cron, timezone)
     with get_client(sync_client=True) as client:
         require_pool(client, pool)
-    deployment = flow.to_deployment(
+    made = flow.to_deployment(
         name or own_name,
         description=(flow.__doc__ or "").splitlines()[0],
         tags=[*tags, RESTARTED],
@@ -89,6 +90,7 @@ def deploy(
         job_variables={"env": ENVIRONMENT},
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    deployment = cast(RunnerDeployment, made)  # a coroutine only where a loop runs
     return f"{flow.name}/{deployment.name}", str(deployment.apply())
 
 

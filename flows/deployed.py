@@ -4,72 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed
-from pydantic import Field
 
 from bitfount_model.errors import ConfigurationError
 from flows.any_job import run_job
 from flows.deployed_run import Ended, ended, given_or_set, job_id_of, surroundings_of
+from flows.parameters import Home, JobFile, JobId, Overrides, StoreUrl, TrackingUri
 from flows.settings import read_job
-
-JobFile = Annotated[
-    str,
-    Field(
-        pattern=r"\.ya?ml$",
-        title="Job file",
-        description="The job in YAML, on the worker's machine; it is federated if it names pods.",
-    ),
-]
-Overrides = Annotated[
-    dict[str, Any],
-    Field(
-        title="Overrides",
-        description='Keys of the job file to replace, as --set does: {"training.epochs": 30}.',
-    ),
-]
-JobId = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$",
-        title="Job id",
-        description="Goes on with the job of that id. Without one the run has a job of its own, and a retry goes on with it.",
-    ),
-]
-Home = Annotated[
-    str,
-    Field(
-        min_length=1,
-        title="Home",
-        description="Folder of jobs on the worker's machine, as --home; all workers of the pool must see the same.",
-    ),
-]
-TrackingUri = Annotated[
-    str,
-    Field(
-        pattern=r"^[^@\s]+$",
-        title="MLflow",
-        description=(
-            "MLflow server or database. Without one: MLFLOW_TRACKING_URI of the worker, else a database in the home. No"
-            " password in it: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD belong into the worker's environment."
-        ),
-    ),
-]
-StoreUrl = Annotated[
-    str,
-    Field(
-        pattern=r"^[^@\s]+$",
-        title="Store",
-        description=(
-            "Where deployed pods are met, unless the job says it: a folder, or a URL such as s3://bucket/federation. Without"
-            " one: BITFOUNT_STORE of the worker."
-        ),
-    ),
-]
-
 
 NOT_RECORDED = "NotRecorded"
 """The name of the state in which a run ends that MLflow has not got."""

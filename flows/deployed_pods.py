@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID, uuid4
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from tasks.federated.exchange import JOIN, Exchange
@@ -162,8 +164,9 @@ class DeployedPods:
         except UNREACHABLE as error:
             started.ended = f"Prefect could not start {name}: {error}"
             return
-        self._pods[pod] = Started(run.id, started.starts)
-        tell("pod_started", {"pod": pod, "run": str(run.id)})
+        run_id = cast(FlowRun, run).id
+        self._pods[pod] = Started(run_id, started.starts)
+        tell("pod_started", {"pod": pod, "run": str(run_id)})
 
 
 def _state_of(run: UUID) -> State | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from logging import LoggerAdapter
+from logging import Logger, LoggerAdapter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -34,7 +35,7 @@ class LogStream(io.TextIOBase):
         log: the flow run's.
     """
 
-    def __init__(self, log: LoggerAdapter[Any]) -> None:
+    def __init__(self, log: Logger | LoggerAdapter[Logger]) -> None:
         self._log = log
         self._begun = ""
 
@@ -57,13 +58,21 @@ def surroundings_of(home: str) -> Surroundings:
     Args:
         home: folder of jobs; a relative one is below the worker's working directory.
     """
-    view = RunView(LogStream(get_run_logger()))
+    view = RunView(cast(TextIO, LogStream(get_run_logger())))
     return Surroundings(Workspace(Path(home)), server=None, view=view, verbose=True)
 
 
 def given_or_set(value: str | None, variable: str) -> str | None:
     """A parameter of the run, else what the worker's environment says."""
     return value or os.environ.get(variable) or None
+
+
+def this_run() -> str:
+    """The id of the flow run that is going on."""
+    run_id = flow_run.get_id()
+    if run_id is None:
+        raise RuntimeError("no flow run is going on")
+    return str(run_id)
 
 
 def job_id_of(name: str, run_id: str | None = None) -> str:
@@ -74,7 +83,7 @@ def job_id_of(name: str, run_id: str | None = None) -> str:
         run_id: the flow run's; by default that of the run that is going on.
     """
     # Prefect's ids begin with the time, so that runs of one minute begin alike; their ends are random.
-    return f"{name[:50]}-{(run_id or flow_run.get_id())[-8:]}"
+    return f"{name[:50]}-{(run_id or this_run())[-8:]}"
 
 
 Ended = dict[str, Any] | State[Any]
@@ -103,7 +112,7 @@ def ended(body: Callable[[], Ended]) -> Ended:
 
 def killed_too_often() -> State[Any] | None:
     """The state in which this run ends, if its process was killed `MOST_KILLS` times in a row."""
-    kills = killed_in_a_row(states_of(flow_run.get_id()))
+    kills = killed_in_a_row(states_of(this_run()))
     if kills < MOST_KILLS:
         return None
     return Failed(
@@ -116,7 +125,7 @@ def killed_too_often() -> State[Any] | None:
 def states_of(run_id: str) -> list[str]:
     """The types of the states that a flow run has been in, oldest first."""
     with get_client(sync_client=True) as client:
-        states = client.read_flow_run_states(run_id)
+        states = client.read_flow_run_states(UUID(run_id))
     return [state.type.value for state in sorted(states, key=lambda state: state.timestamp)]
 
 

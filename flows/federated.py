@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Failed, State
+from prefect.states import Failed
 
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation.job import PREDICT
@@ -40,7 +42,7 @@ from tasks.recording import Tracking, live_metrics
 from tasks.register import register
 from tasks.report.step import report
 from tasks.step import reference, step
-from tasks.store import Store, read_manifest
+from tasks.store import Manifest, Store, read_manifest
 from tasks.summary_page import show_summary
 
 Value = TypeVar("Value")
@@ -111,7 +113,11 @@ def ask_pods(federation: Federation, tracking: dict[str, Any], steps: list[str])
         with stage(name, done):
             ask(federation, rounds.weights)
             reach.work()
-            done[name] = task(name, lambda collect=collect: reference(collect(federation)))
+            done[name] = task(name, partial(_collected, collect, federation))
+
+
+def _collected(collect: Callable[[Federation], Manifest], federation: Federation) -> dict[str, Any]:
+    return reference(collect(federation))
 
 
 def train(federation: Federation, rounds: Rounds, tracking: Tracking) -> None:

@@ -140,8 +140,8 @@ class RoundsTable:
         """Seconds that the other rounds will take, at the pace of the last ones; None before there is a pace."""
         if len(self._opened) < 2 or not self._rounds:
             return None
-        pace = (self._opened[-1] - self._opened[0]) / (len(self._opened) - 1)
-        return pace * (self.wanted - self._rounds[-1]["round"] + 1)
+        pace: float = (self._opened[-1] - self._opened[0]) / (len(self._opened) - 1)
+        return pace * (self.wanted - int(self._rounds[-1]["round"]) + 1)
 
     def drawn(self) -> Group:
         """For a terminal."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bitfount_model.errors import ConfigurationError
 from flows.pod_log import pod_log
@@ -63,14 +63,9 @@ def train(
 
             end_stale_runs("its process was stopped", flow=federated_training.name, name=job_id)
             with tags("federated", job.name):
-                done: dict[str, Any] = federated_training(
-                    federated_job_to_json(job),
-                    job_id,
-                    store.url,
-                    place,
-                    tracking_of(workspace, job.experiment, tracking_uri),
-                )
-    return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
+                tracking = tracking_of(workspace, job.experiment, tracking_uri)
+                done = federated_training(federated_job_to_json(job), job_id, store.url, place, tracking)
+    return summarise(job, job_id, workspace, tracking_uri, cast(dict[str, Any], done), time.monotonic() - started)
 
 
 def met_at(job: FederatedJobFile, place: str | None) -> FederatedJobFile:

@@ -270,7 +270,7 @@ def local_course(path: Path, steps: Mapping[str, Any]) -> list[Course]:
 
 def federated_course(path: Path) -> list[Course]:
     """The closed rounds of a federated job."""
-    course = []
+    course: list[Course] = []
     while record := read_json(path / record_name(len(course) + 1)):
         losses = [value for value in record["train_loss"].values() if value is not None]
         loss = sum(losses) / len(losses) if losses else None

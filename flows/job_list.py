@@ -54,9 +54,9 @@ def show_jobs(console: Console, jobs: Sequence[JobFolder], problems: Sequence[st
         console.print(Text(f"! {problem}"))
 
 
-def as_text(value: str | Text) -> Text:
+def as_text(value: object) -> Text:
     """Text that is shown as it is, whatever brackets it holds."""
-    return value if isinstance(value, Text) else Text(value)
+    return value if isinstance(value, Text) else Text(str(value))
 
 
 def done_text(job: JobFolder) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
@@ -63,6 +64,7 @@ def serve_pod(pod_file: Path, home: Path, *, verbose: bool, say: Callable[[str],
 def serve_for_ever(settings: PodFile, say: Callable[[str], None]) -> None:
     """Takes part in jobs; a Prefect server that is away for long is waited for."""
     from prefect import serve
+    from prefect.deployments.runner import RunnerDeployment
 
     from flows import pod as pod_flow
     from flows.stale_runs import end_stale_runs
@@ -73,7 +75,12 @@ def serve_for_ever(settings: PodFile, say: Callable[[str], None]) -> None:
         deployment = pod_flow.pod.to_deployment(
             settings.name, tags=["pod"], description="A data owner's pod: takes part in one federated job per run."
         )
-        serve(deployment, limit=settings.jobs_at_once, print_starting_message=False, pause_on_shutdown=False)
+        serve(
+            cast(RunnerDeployment, deployment),
+            limit=settings.jobs_at_once,
+            print_starting_message=False,
+            pause_on_shutdown=False,
+        )
 
     def told(state: RetryCallState) -> None:
         say(f"pod {settings.name}: Prefect does not answer; trying again …")

@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from bitfount_model import BitfountModelReference
 from bitfount_model.errors import BitfountError, ConfigurationError
 from bitfount_model.federation.job import EVALUATE
+from flows import parameters
 from flows.any_job import run_job
 from flows.console import RunView
-from flows.deployed_run import Ended, killed_too_often
+from flows.deployed_run import Ended, ended, given_or_set, job_id_of, surroundings_of
 from flows.run import Surroundings, tracking_of
 from flows.settings import read_job, read_retraining
 from flows.workspace import Workspace, only_once
@@ -46,17 +47,23 @@ TITLES = {
     "compare": "comparing challenger and champion",
     "promote": "settling which is the champion",
 }
+Job = TypeVar("Job", bound=LocalJob | FederatedJobFile)
 AFRESH, FROM_CHAMPION = "from scratch", "from the champion's weights"
 
 
-@flow(name="retraining", flow_run_name="retrain by {retraining_file}", persist_result=False)
+@flow(
+    name="retraining",
+    flow_run_name="retrain by {retraining_file}",
+    persist_result=True,
+    result_serializer="json",
+)
 def retraining(
-    retraining_file: str,
-    home: str = "bitfount_runs",
-    tracking_uri: str | None = None,
-    store: str | None = None,
-    force: bool = False,
-    retraining_id: str | None = None,
+    retraining_file: parameters.RetrainingFile,
+    home: parameters.Home = "bitfount_runs",
+    tracking_uri: parameters.TrackingUri | None = None,
+    store: parameters.StoreUrl | None = None,
+    force: parameters.Force = False,
+    retraining_id: parameters.RetrainingId | None = None,
 ) -> Ended:
     """Trains a registered model again where that is worth it, and uses the new version if it is better.
 
@@ -70,20 +77,26 @@ def retraining(
             Prefect starts again goes on.
 
     Returns:
-        The summary: `retraining_id`, `model`, `outcome`, `why`, `version`, `champion`, `mlflow_run_id`; or a failed state where
-        the process of a deployed run was killed too often.
+        The summary: `retraining_id`, `model`, `outcome`, `why`, `version`, `champion`, `mlflow_run_id`. For a deployed run
+        that fails a failed state, see `flows.deployed_run.ended`; elsewhere the error is raised.
     """
-    if stopped := killed_too_often():
-        return stopped
-    asked = read_retraining(Path(retraining_file))
-    workspace = Workspace(Path(home))
-    workspace.prepare()
-    # The end of the id: it begins with the time, alike in runs of the same minute.
-    retraining_id = retraining_id or f"{asked.name}-{str(flow_run.get_id())[-8:]}"
-    surroundings = Surroundings(workspace, None, RunView(sys.stdout), verbose=False)
-    own = Store(workspace.home.resolve() / "retrainings" / retraining_id)
-    with only_once(Path(own.url), "retraining"):
-        return Retraining(asked, retraining_id, own, surroundings, tracking_uri, store).run(force)
+    deployed = deployment.get_id() is not None
+
+    def body() -> dict[str, Any]:
+        asked = read_retraining(Path(retraining_file))
+        surroundings = (
+            surroundings_of(home)
+            if deployed
+            else Surroundings(Workspace(Path(home)), None, RunView(sys.stdout), verbose=False)
+        )
+        surroundings.workspace.prepare()
+        name = retraining_id or job_id_of(asked.name)
+        own = Store(surroundings.workspace.home.resolve() / "retrainings" / name)
+        places = given_or_set(tracking_uri, "MLFLOW_TRACKING_URI"), given_or_set(store, "BITFOUNT_STORE")
+        with only_once(Path(own.url), "retraining"):
+            return Retraining(asked, name, own, surroundings, *places).run(force)
+
+    return ended(body) if deployed else body()
 
 
 class Retraining:
@@ -126,17 +139,17 @@ class Retraining:
             }.items():
                 self.do(name, body)
             if self.done["decide"].values["train"]:
-                for name, body in {"train": self.train, "compare": self.compare, "promote": self.promote}.items():
-                    self.do(name, body)
+                self.do("train", self.train)
+                if (champion := self.champion) is not None:
+                    self.do("compare", lambda: self.compare(champion))
+                self.do("promote", self.promote)
             return self.tell()
 
-    def do(self, name: str, body: Callable[[], Manifest | None]) -> None:
+    def do(self, name: str, body: Callable[[], Manifest]) -> None:
         """Runs a step as a task, but for those that run a job, whose own steps are tasks."""
         trains = name == "train" or (name == "look" and not isinstance(self.job, LocalJob))
         self.surroundings.view.say(f"{TITLES[name]} …")
-        made = body() if trains else step(name, name)(body)()
-        if made is not None:
-            self.done[name] = made
+        self.done[name] = body() if trains else step(name, name)(body)()
 
     @property
     def champion(self) -> RegisteredModel | None:
@@ -150,7 +163,7 @@ class Retraining:
             return look_at_rows(self.store, self.job, self.champion)
         champion = self.champion
         if champion is None:
-            values = {"rows": 1, "new_rows": None, "changed": True, "drift": {}, "new_classes": []}
+            values: dict[str, Any] = {"rows": 1, "new_rows": None, "changed": True, "drift": {}, "new_classes": []}
             return write_manifest(self.store, Manifest("look", {}, values))
         run_job(evaluation_job(self.job, champion), self.champion_job, self.tracking_uri, self.place, self.surroundings)
         joined = require(self.surroundings.workspace.store(self.champion_job), "initialise").values
@@ -189,11 +202,9 @@ class Retraining:
         }
         return write_manifest(self.store, Manifest("train", {}, values))
 
-    def compare(self) -> Manifest | None:
-        """Compares challenger and champion; without a champion there is nothing to compare with."""
-        champion, jobs = self.champion, self.surroundings.workspace
-        if champion is None:
-            return None
+    def compare(self, champion: RegisteredModel) -> Manifest:
+        """Compares the challenger with the champion."""
+        jobs = self.surroundings.workspace
         if isinstance(self.job, LocalJob):
             return compare_here(self.store, jobs.store(self.id), champion, self.asked.compare)
         both = [require(jobs.store(job_id), "evaluate").values for job_id in (self.id, self.champion_job)]
@@ -278,13 +289,11 @@ def fits(champion: RegisteredModel, job: LocalJob | FederatedJobFile, look: Look
     )
 
 
-def warm(job: LocalJob | FederatedJobFile, champion: RegisteredModel) -> LocalJob | FederatedJobFile:
+def warm(job: Job, champion: RegisteredModel) -> Job:
     """The job, beginning with the champion's weights and its columns, so that both see rows alike."""
     begins = {**job.training, "pretrained_file": str((champion.folder / WEIGHTS).resolve())}
-    columns = {"file": str((champion.folder / SCHEMA).resolve())}
-    if isinstance(job, LocalJob):
-        return replace(job, training=begins, schema=columns)
-    return replace(job, training=begins, schema={**columns, "types": {}})
+    columns: dict[str, Any] = {"file": str((champion.folder / SCHEMA).resolve())}
+    return replace(job, training=begins, schema=columns if isinstance(job, LocalJob) else {**columns, "types": {}})
 
 
 def evaluation_job(job: FederatedJobFile, champion: RegisteredModel) -> FederatedJobFile:

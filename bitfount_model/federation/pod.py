@@ -93,8 +93,8 @@ class Rows:
         train: rows that train.
         validation: rows that validate.
         test: rows that test.
-        digest: sha256 over the rows, the pod's name and the job's id: tells a job whether a pod's rows are still the same,
-            and nobody else what they are.
+        digest: sha256 over the rows and the pod's name: tells a job, and a retraining after it, whether a pod's rows are
+            still the same; not which pods have the same rows.
     """
 
     train: int
@@ -183,7 +183,7 @@ class PodSession:
             self._require_rows(len(frame), "rows")
         else:
             self._require_rows(len(split.train), "training rows")
-        named = f"{self.job.job_id}/{self.pod.name}/{digest(frame)}"
+        named = f"{self.pod.name}/{digest(frame)}"
         return Rows(
             len(split.train), len(split.validation), len(split.test), hashlib.sha256(named.encode()).hexdigest()
         )

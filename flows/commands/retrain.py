@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import click
 
@@ -54,7 +55,7 @@ def retrain(
             from flows.retrain import retraining
 
             path = str(retraining_file.resolve())
-            summary = retraining(path, str(home), tracking_uri, store, force, retraining_id)
+            summary = cast(dict[str, Any], retraining(path, str(home), tracking_uri, store, force, retraining_id))
         surroundings.view.say(f"{summary['model']}: {summary['outcome']}: {summary['why']}")
     if as_json:
         click.echo(json.dumps(summary))

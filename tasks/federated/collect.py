@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 from bitfount_model.errors import BitfountError, StoreAwayError
 from tasks.federated.exchange import JOIN, Exchange
@@ -28,7 +29,7 @@ class Reach(Protocol):
         """A pod did not answer a phase before the deadline."""
 
 
-class Collector(Generic[Value]):
+class Collector:
     """Waits for the answers of one phase.
 
     Args:
@@ -65,7 +66,7 @@ class Collector(Generic[Value]):
             away = self._reach.is_away(pod)
             seconds = 0.0 if away else max(0.0, self._until - began)
             try:
-                found = self._exchange.awaited(lambda pod=pod: self._seen(pod, look), seconds)
+                found = self._exchange.awaited(partial(self._seen, pod, look), seconds)
             except BitfountError as error:
                 if isinstance(error, StoreAwayError):
                     raise  # nobody can be reached through a store that is away: no pod is to blame

@@ -156,7 +156,8 @@ class Exchange:
 
     def session_end(self, number: int) -> JSON | None:
         """`{"state", "reason"}` of a session that is over, else None."""
-        return self._checked(f"sessions/{number:04d}/ended.json", EndSchema())
+        end: JSON | None = self._checked(f"sessions/{number:04d}/ended.json", EndSchema())
+        return end
 
     def say_here(self, number: int, pod: str) -> None:
         """A pod is up in a session."""

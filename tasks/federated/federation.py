@@ -45,7 +45,7 @@ class Federation:
     pretrained: bytes | None = None
     require_all_pods: bool = False
 
-    def collector(self, phase: str) -> Collector[object]:
+    def collector(self, phase: str) -> Collector:
         """Waits for the answers of a phase, as long as the job says; to join, pods have the time that a process takes to start."""
         seconds = self.job.deadline_seconds
         if phase == JOIN:

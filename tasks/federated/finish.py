@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from bitfount_model import BitfountSchema
 from bitfount_model.errors import BitfountError
 from bitfount_model.federation import MetricSums
+from bitfount_model.types import Parameters
 from bitfount_model.weights_files import read_weights, to_safetensors
-from tasks.federated.exchange import EVALUATION, PREDICTION, Asked
+from tasks.federated.exchange import EVALUATION, PREDICTION
 from tasks.federated.federation import Federation
+from tasks.federated.messages import Asked
 from tasks.federated.rounds import Rounds
 from tasks.fit import finite
 from tasks.results import prediction_table, to_parquet
@@ -116,7 +117,7 @@ def collect_predictions(federation: Federation) -> Manifest:
     return write_manifest(store, Manifest("predict", files, values))
 
 
-def _with_preparation(store: Store, parameters: dict[str, Any]) -> bytes:
+def _with_preparation(store: Store, parameters: Parameters) -> bytes:
     """Parameters as a weights file that says how rows are encoded."""
     first = read_weights(read_file(store, require(store, "initialise"), "weights"), None, True)
     return to_safetensors(parameters, first.preparation)

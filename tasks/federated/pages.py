@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact
@@ -96,8 +96,8 @@ class RoundsPage:
     def _show(self, client: SyncPrefectClient, rows: list[dict[str, str]], progress: float) -> None:
         if self._artifacts is None:
             name = f"Job {self._job.job_id}"
-            bar = create_progress_artifact(progress, key="progress", description=f"{name}: rounds done")
-            table = create_table_artifact(rows, key="rounds", description=f"{name}: its rounds and pods")
+            bar = cast(UUID, create_progress_artifact(progress, key="progress", description=f"{name}: rounds done"))
+            table = cast(UUID, create_table_artifact(rows, key="rounds", description=f"{name}: its rounds and pods"))
             self._artifacts = (bar, table)
             return
         bar, table = self._artifacts

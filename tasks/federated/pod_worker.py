@@ -29,7 +29,8 @@ from bitfount_model.errors import (
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession
 from bitfount_model.reference import SOURCE_MODULE
-from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, Joined, Start, round_phase
+from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
+from tasks.federated.messages import Joined, Start
 from tasks.fit import BatchProgress
 from tasks.progress import listening, tell
 from tasks.retries import is_transient

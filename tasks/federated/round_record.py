@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from bitfount_model import codec
 from bitfount_model.errors import IntegrityError, SerializationError
@@ -130,7 +131,7 @@ def read_records(store: Store, after: int = 0) -> list[RoundRecord]:
     Raises:
         IntegrityError: a record is not what was written.
     """
-    records = []
+    records: list[RoundRecord] = []
     while store.has(record_name(after + len(records) + 1)):
         records.append(read_record(store, after + len(records) + 1))
     return records
@@ -151,7 +152,7 @@ def read_record(store: Store, round_number: int) -> RoundRecord:
         ) from error
 
 
-def record_from_json(value: JSON) -> RoundRecord:
+def record_from_json(value: Mapping[str, Any]) -> RoundRecord:
     """What `RoundRecord.to_json` gave.
 
     Raises:

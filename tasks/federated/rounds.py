@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ from bitfount_model.federation.messages import UpdateNote
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.rounds import GlobalState, asked_pods, close_round
 from bitfount_model.types import Parameters
-from tasks.federated.exchange import Asked, round_phase
+from tasks.federated.exchange import round_phase
 from tasks.federated.federation import Federation
+from tasks.federated.messages import Asked
 from tasks.federated.round_record import (
     Measured,
     RoundRecord,
@@ -149,7 +150,7 @@ class Rounds:
         sha256 = codec.digest(state.server)
         return self._federation.store.put(f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", content)
 
-    def _best_after(self, round_number: int, metrics: dict[str, float]) -> EarlyStoppingState | None:
+    def _best_after(self, round_number: int, metrics: Mapping[str, float]) -> EarlyStoppingState | None:
         if self._federation.job.best is None:
             return None
         before = self.records[-1].best if self.records else None

@@ -14,8 +14,9 @@ from bitfount_model.federation import PodStatistics, merge_schemas, merge_statis
 from bitfount_model.federation.pod import chosen_metrics
 from bitfount_model.serialization import dump
 from bitfount_model.weights_files import read_weights, to_safetensors
-from tasks.federated.exchange import JOIN, Joined, Start
+from tasks.federated.exchange import JOIN
 from tasks.federated.federation import Federation, listed
+from tasks.federated.messages import Joined, Start
 from tasks.initialise import as_json, check_classes, class_names
 from tasks.session import threads
 from tasks.store import Manifest, read_manifest, write_manifest

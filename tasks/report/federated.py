@@ -62,7 +62,8 @@ def federated_report(
     legend: Legend = (*((pod, place) for place, pod in enumerate(pods)), (ALL_PODS, OVER_ALL))
     progress = f"{len(records)} of {counted(made['rounds'], 'round')} done"
     state = state_of(manifests, wanted, progress, ended)
-    evaluated = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}, "by_pod": {}, "rows": 0}
+    nothing: dict[str, Any] = {"metrics": {}, "by_pod": {}, "rows": 0}
+    evaluated = manifests["evaluate"].values if "evaluate" in manifests else nothing
     compared = manifests["compare"].values if "compare" in manifests else None
     return Report(
         name=made["name"],

@@ -53,7 +53,8 @@ def local_report(
     unit, number = length_of(made)
     length = counted(number, unit)
     state = state_of(manifests, wanted, f"{counted(len(history), 'epoch')} done, {length} wanted", ended)
-    evaluated = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}, "rows": 0}
+    nothing: dict[str, Any] = {"metrics": {}, "rows": 0}
+    evaluated = manifests["evaluate"].values if "evaluate" in manifests else nothing
     return Report(
         name=made["name"],
         job_id=made["job_id"],

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -65,9 +65,7 @@ def clone(client: SyncPrefectClient, mlflow_database: Path, tmp_path_factory: py
             clone / part,
             ignore=shutil.ignore_patterns("__pycache__", "data") if part == "examples" else None,
         )
-    subprocess.run(
-        [sys.executable, "examples/retraining/make_rows.py", "300"], cwd=clone, check=True, capture_output=True
-    )
+    make_rows(clone, "300")
     for example in ("breast_cancer", "retraining"):
         slow_until(clone / "go", clone / "examples" / example / "model.py")
     job = clone / "examples/retraining/job.yaml"
@@ -80,6 +78,13 @@ def clone(client: SyncPrefectClient, mlflow_database: Path, tmp_path_factory: py
         prefect(clone, "work-pool", "create", pool, "--type", "process", "--overwrite")
     prefect(clone, "--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
     return clone
+
+
+def make_rows(clone: Path, *arguments: str) -> None:
+    """Writes the rows of the example of a retraining."""
+    subprocess.run(
+        [sys.executable, "examples/retraining/make_rows.py", *arguments], cwd=clone, check=True, capture_output=True
+    )
 
 
 def slow_until(go: Path, model: Path) -> None:
@@ -216,11 +221,24 @@ def test_runs_of_a_killed_worker_are_started_again_and_go_on(clone: Path, client
                 assert again.run_count == 2
                 states = [state.name for state in client.read_flow_run_states(run)]
                 assert "Crashed" in states and "AwaitingRetry" in states
-        assert [path.stat().st_mtime_ns for path in initialised] == finished
+            assert [path.stat().st_mtime_ns for path in initialised] == finished
+            assert versions(home) == {1: "there was no champion"}
+            make_rows(clone, "569", "--wrong-labels")
+            worse = ended(client, run_deployment("retraining/nightly", timeout=0).id)
+        assert worse.state is not None and worse.state.is_completed(), worse.state
+        decided = worse.state.result()
+        assert (decided["outcome"], decided["champion"]) == ("kept", 1)
+        assert versions(home)[2] == decided["why"]
+        shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[worse.id])))
+        assert any(decided["why"] in str(artifact.data) for artifact in shown)
     finally:
         client.delete_deployment(often.id)
-    versions = MlflowClient(f"sqlite:///{home}/mlflow.db").search_model_versions("name = 'tumours'")
-    assert [int(each.version) for each in versions] == [1]
+
+
+def versions(home: Path) -> dict[int, str]:
+    """Registered versions of the example -> why each is the champion, or is not."""
+    found = MlflowClient(f"sqlite:///{home}/mlflow.db").search_model_versions("name = 'tumours'")
+    return {int(each.version): each.tags["bitfount.why"] for each in found}
 
 
 def started(client: SyncPrefectClient, deployment: UUID) -> UUID | None:
