@@ -17,11 +17,6 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def parsed_url(url: str) -> URL:
-    """A URL as SQLAlchemy writes it, with a driver that this project knows for PostgreSQL.
-
-    Raises:
-        ConfigurationError: it cannot be read; the message does not repeat it.
-    """
     """A URL as SQLAlchemy takes it, for PostgreSQL with psycopg 3.
 
     Raises:
@@ -79,13 +74,11 @@ def resolved_url(url: URL) -> URL:
 
 def masked_url(url: URL) -> str:
     """The URL for people, without its secrets."""
-    """The URL for people, without its secrets."""
     names = [name for name in url.query if _is_secret(name)]
     return url.update_query_dict(dict.fromkeys(names, "***")).render_as_string(hide_password=True)
 
 
 def without_secrets(text: str, url: URL) -> str:
-    """A database's message without the secrets of the URL."""
     """A database's own words without the secrets of its URL."""
     for secret in _secrets(url).values():
         text = text.replace(secret, "***")

@@ -136,6 +136,7 @@ class ParquetRows:
         dataset = ds.dataset(str(path), format="parquet", partitioning=partitioning)
         self.schema: pa.Schema = dataset.schema
         self._fragments = list(dataset.get_fragments())
+        self._of_paths = _values_of_paths(self._fragments, self.schema)
         self.rows = sum(fragment.metadata.num_rows for fragment in self._fragments)
 
     def tables(self, rows: int, start: int = 0, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -167,7 +168,7 @@ class ParquetRows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for fragment in self._fragments:
+        for fragment, of_path in zip(self._fragments, self._of_paths, strict=True):
             groups = []
             for group in range(fragment.metadata.num_row_groups):
                 size = fragment.metadata.row_group(group).num_rows
@@ -183,7 +184,7 @@ class ParquetRows:
                     skipped = min(start, len(batch))
                     start -= skipped
                     if skipped < len(batch):
-                        yield _fitted(pa.Table.from_batches([batch]).slice(skipped), schema, fragment)
+                        yield _fitted(pa.Table.from_batches([batch]).slice(skipped), schema, of_path)
 
     def stored_index(self) -> StoredIndex:
         """The index that pandas stored, if any."""
@@ -217,16 +218,29 @@ class ParquetRows:
         return found
 
 
-def _fitted(table: pa.Table, schema: pa.Schema, fragment: Any) -> pa.Table:
-    """A file's table with the columns and types of the whole folder: those that its path gives, and those that it lacks."""
+def _values_of_paths(fragments: list[Any], schema: pa.Schema) -> list[dict[str, pa.Scalar]]:
+    """For each file, what its path says of columns; a column has one dictionary, so that all chunks have one type."""
     import pyarrow as pa
     import pyarrow.dataset as ds
 
+    of_paths: list[dict[str, Any]] = [ds.get_partition_keys(fragment.partition_expression) for fragment in fragments]
+    scalars: list[dict[str, pa.Scalar]] = [{} for _ in of_paths]
+    for name in dict.fromkeys(name for values in of_paths for name in values):
+        kind = schema.field(name).type.value_type
+        column = pa.array([values.get(name) for values in of_paths], type=kind).dictionary_encode()
+        for place, values in enumerate(scalars):
+            values[name] = column[place]
+    return scalars
+
+
+def _fitted(table: pa.Table, schema: pa.Schema, of_path: Mapping[str, pa.Scalar]) -> pa.Table:
+    """A file's table with the columns and types of the whole folder: those that its path gives, and those that it lacks."""
+    import pyarrow as pa
+
     if table.schema.equals(schema):
         return table
-    of_path: Mapping[str, Any] = ds.get_partition_keys(fragment.partition_expression)
     for field in schema:
         if field.name not in table.column_names:
-            column = pa.array([of_path.get(field.name)] * len(table)).cast(field.type)
-            table = table.append_column(field, column)
+            value = of_path.get(field.name, pa.scalar(None, field.type))
+            table = table.append_column(field, pa.repeat(value, len(table)))
     return table.select(schema.names).cast(schema)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bitfount_model.data.base_source import BaseSource, refuse_repeated
+from bitfount_model.data.base_source import BaseSource, refuse_repeated, with_plain_names
 from bitfount_model.data.database_url import masked_url, parsed_url, resolved_url, without_secrets
 from bitfount_model.data.sql_pages import find_table, pages_of, primary_key, relation_of
 from bitfount_model.errors import ConfigurationError, DataSourceError
@@ -86,7 +86,8 @@ class SQLSource(BaseSource):
             with _reading(resolved_url(self._url)) as connection:
                 names, found = pages.read(connection, rows, last, start)
             if found or position == 0:
-                frame = pd.DataFrame.from_records(found, columns=names, coerce_float=True)
+                table_of_page = pd.DataFrame.from_records(found, columns=names, coerce_float=True)
+                frame = with_plain_names(table_of_page, repr(self))
                 if self.key is not None:
                     frame = frame.set_index(self.key)
                 else:
