@@ -40,6 +40,7 @@ class RunView:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._began = time.monotonic()
+        self._tenths = 0
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -56,6 +57,7 @@ class RunView:
             "end": self._end,
             "epoch": self._epoch,
             "batch": self._batch,
+            "rows": self._rows,
             "tracking": self._tracking,
         }.get(event)
         if handler is not None:
@@ -89,6 +91,16 @@ class RunView:
                 completed=done,
                 total=values["epochs"] * values["batches"],
             )
+
+    def _rows(self, values: dict[str, Any]) -> None:
+        done, rows = values["done"], values["rows"]
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("predicting", total=rows, metrics="")
+            self._bar.update(self._task, completed=done, metrics=f"{done:,} of {rows:,} rows")
+        elif (tenth := 10 * done // rows) > self._tenths:
+            self._tenths = tenth
+            self.say(f"  {done:,} of {rows:,} rows")
 
     def _epoch(self, record: dict[str, Any]) -> None:
         metrics = metric_text(record)

@@ -78,3 +78,43 @@ StoreUrl = Annotated[
         ),
     ),
 ]
+ModelReference = Annotated[
+    str,
+    Field(
+        pattern=r"^[^@/]+(@[^@/]+|/[0-9]+)?$",
+        title="Model",
+        description="A registered model: name@champion, name/3 for a version, or name for the newest one.",
+    ),
+]
+Data = Annotated[
+    str | dict[str, Any],
+    Field(
+        title="Data",
+        description=(
+            'The rows, on the worker\'s machine: a .csv or .parquet file, or a source as in a job: {"parquet": "rows",'
+            ' "key": "patient"}. No password in it: ${NAME} stands for a variable of the worker\'s environment.'
+        ),
+    ),
+]
+Out = Annotated[
+    str | dict[str, Any],
+    Field(
+        title="Out",
+        description=(
+            "Where predictions go: a folder of Parquet files, or a table: "
+            '{"sql": {"url": "postgresql://writer:${PASSWORD}@host/name", "table": "predictions"}}.'
+        ),
+    ),
+]
+BatchRows = Annotated[
+    int,
+    Field(ge=1, le=10_000_000, title="Rows of a batch", description="How many rows are held in memory at a time."),
+]
+PredictionId = Annotated[
+    str,
+    Field(
+        pattern=NAME,
+        title="Prediction id",
+        description="Goes on with the prediction of that id. Without one it is the run's own, and a retry goes on with it.",
+    ),
+]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bitfount_model.errors import ConfigurationError, StorageError
 from flows.console import RunView, program
@@ -107,6 +107,33 @@ def predict(job_id: str, data: dict[str, Any], out: Path, surroundings: Surround
 
         values: dict[str, Any] = local_prediction(job_id, str(folder), data, str(out))
     return {"job_id": job_id, **values}
+
+
+def predict_registered(
+    model: str,
+    data: dict[str, Any],
+    out: dict[str, Any],
+    surroundings: Surroundings,
+    *,
+    tracking_uri: str | None,
+    batch_rows: int,
+    prediction_id: str | None,
+) -> dict[str, Any]:
+    """Predictions of a registered model for every row of a source of any size; one that was stopped goes on.
+
+    Returns:
+        The summary: see `flows.predict.prediction`.
+    """
+    workspace = surroundings.workspace
+    workspace.prepare()
+    uri = without_password(tracking_uri) if tracking_uri else None
+    tracked = tracked_at(tracking_uri or workspace.tracking_uri)
+    with tracked, surroundings.ready(), listening(surroundings.view.on_event):
+        from flows.predict import prediction, prediction_id_of
+
+        name = prediction_id or prediction_id_of(model, data, out)
+        surroundings.view.say(f"prediction {name}: starting …")
+        return cast(dict[str, Any], prediction(model, data, out, str(workspace.home), uri, batch_rows, name))
 
 
 def trained(workspace: Workspace, job_id: str) -> Path:

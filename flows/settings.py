@@ -15,6 +15,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bitfount_model.errors import ConfigurationError
+from tasks.batch.destinations import check_destination
 from tasks.federated.job_file import POD_FILES, FederatedJobFile, check_federated_job
 from tasks.federated.pod_file import PodFile, check_pod
 from tasks.job import JobError, LocalJob, check_job, check_source
@@ -29,13 +30,14 @@ PATHS = (
     ("predict", "data", "csv"),
     ("predict", "data", "parquet"),
     ("job",),
+    ("out", "parquet"),
 )
 """Keys that hold a path, relative to the file."""
 
 PLACES = (("store",),)
 """Keys that hold a folder, relative to the file, or a URL."""
 
-DATABASES = (("data", "sql", "url"), ("predict", "data", "sql", "url"))
+DATABASES = (("data", "sql", "url"), ("predict", "data", "sql", "url"), ("out", "sql", "url"))
 SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:|\$\{)(.+)")
 """A SQLite database by its relative path."""
 
@@ -204,12 +206,59 @@ def read_source(text: str) -> dict[str, Any]:
     for kind, endings in (("csv", (".csv", ".csv.gz")), ("parquet", (".parquet",))):
         if text.lower().endswith(endings):
             return check_source({kind: str(Path(text).expanduser().resolve())})
+    with option_named("--data"):
+        value = mapping_in(text)
+        if value is None:
+            raise ConfigurationError("--data: wanted a .csv or .parquet file, or a source such as '{sklearn: digits}'")
+        return check_source(resolve_paths({"data": value}, Path.cwd())["data"])
+
+
+def read_destination(text: str) -> dict[str, Any]:
+    """Where predictions go, from the command line: a folder, or a mapping in YAML.
+
+    Raises:
+        ConfigurationError: no such mapping; the message does not repeat the text, which may hold a password.
+    """
+    with option_named("--out"):
+        value = mapping_in(text)
+    return checked_destination(str(Path(text).expanduser()) if value is None else value)
+
+
+def checked_source(value: str | dict[str, Any]) -> dict[str, Any]:
+    """As `read_source`, of text or of a mapping; relative paths are below the working directory.
+
+    Raises:
+        ConfigurationError: it is no source.
+    """
+    if isinstance(value, str):
+        return read_source(value)
+    with option_named("data"):
+        return check_source(resolve_paths({"data": value}, Path.cwd())["data"])
+
+
+def checked_destination(value: str | dict[str, Any]) -> dict[str, Any]:
+    """Where predictions go: the path of a folder, or a mapping; relative paths are below the working directory.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    with option_named("out"):
+        place = {"parquet": value} if isinstance(value, str) else value
+        return check_destination(resolve_paths({"out": place}, Path.cwd())["out"])
+
+
+def mapping_in(text: str) -> dict[str, Any] | None:
+    """The mapping that a text is in YAML; None where it is none."""
     value = None
     with suppress(YAMLError, ValueError):
         value = YAML(typ="rt").load(io.StringIO(text))
-    if not isinstance(value, CommentedMap):
-        raise ConfigurationError("--data: wanted a .csv or .parquet file, or a source such as '{sklearn: digits}'")
+    return plain(value) if isinstance(value, CommentedMap) else None
+
+
+@contextmanager
+def option_named(name: str) -> Iterator[None]:
+    """Says which option a problem is of."""
     try:
-        return check_source(plain(value))
+        yield
     except JobError as error:
-        raise ConfigurationError(f"--data: {error}") from error
+        raise ConfigurationError(f"{name}: {error}") from error

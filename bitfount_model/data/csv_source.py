@@ -218,5 +218,7 @@ def _common(kinds: set[str]) -> str | None:
 
 def plain_booleans(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with nullable truth values as pandas reads them from a CSV file: objects, NaN where missing."""
-    nullable = [name for name, dtype in frame.dtypes.items() if dtype == "boolean"]
-    return frame.assign(**{name: frame[name].astype(object).where(frame[name].notna(), np.nan) for name in nullable})
+    plain = frame.copy(deep=False)
+    for name in [name for name, dtype in frame.dtypes.items() if dtype == "boolean"]:
+        plain[name] = frame[name].astype(object).where(frame[name].notna(), np.nan)
+    return plain

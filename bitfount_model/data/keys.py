@@ -31,7 +31,8 @@ def repeated_keys(passes: KeyPasses) -> list[Any]:
         return []
     # Different keys may have one hash.
     suspects = pd.concat([part[np.isin(key_hashes(part), twice)] for part in passes()])
-    return suspects[suspects.duplicated()].unique()[:_SHOWN].tolist()
+    shown: list[Any] = suspects[suspects.duplicated()].unique()[:_SHOWN].tolist()
+    return shown
 
 
 def key_hashes(keys: pd.Series[Any]) -> np.ndarray:

@@ -68,7 +68,8 @@ class ParquetSource(BaseSource):
 
     def _count(self, table: str | None, query: str | None) -> int:
         with self._readable():
-            return ParquetRows(self.path).rows
+            rows: int = ParquetRows(self.path).rows
+            return rows
 
     def _check_keys(self, file: ParquetRows) -> bool:
         """Refuses keys that are missing or repeated anywhere; whether rows are numbered, for they have no keys."""
@@ -169,7 +170,7 @@ class ParquetRows:
         import pyarrow.parquet as pq
 
         for fragment, of_path in zip(self._fragments, self._of_paths, strict=True):
-            groups = []
+            groups: list[int] = []
             for group in range(fragment.metadata.num_row_groups):
                 size = fragment.metadata.row_group(group).num_rows
                 if groups or start < size:

@@ -11,7 +11,7 @@ from bitfount_model.data.names import suggestion
 from bitfount_model.errors import DataSourceError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Executable, FromClause, TextClause
+    from sqlalchemy import Connection, Executable, FromClause, Select, TextClause
 
 _SHOWN = 5
 
@@ -70,7 +70,7 @@ class Pages:
         from sqlalchemy.types import NullType
 
         key = _column(self.key)
-        page = select(literal_column("*")).select_from(self.relation.clause).order_by(key).limit(rows)
+        page: Select[Any] = select(literal_column("*")).select_from(self.relation.clause).order_by(key).limit(rows)
         # Without a type the database takes the value for what the column is.
         page = page.offset(start) if last is None else page.where(key > bindparam("last", last, type_=NullType()))
         return _fetched(connection, page, self.relation.source)
