@@ -234,7 +234,9 @@ def main() -> None:
         subprocess.run(train, check=True, capture_output=True)
         for kind, workload in workloads(folder).items():
             found[kind] = measure(folder / "home", workload, options.rows)
-    print("batch prediction, 30 columns     killed at      rows kept   distinct keys   rows/s   peak MB (+ server)   promise")
+    print(
+        "batch prediction, 30 columns     killed at      rows kept   distinct keys   rows/s   peak MB (+ server)   promise"
+    )
     for kind, row in found.items():
         exact = row["kept"] == row["keys"] == row["rows"]
         met = "met" if exact and row["peak_mb"] <= row["promise_mb"] else "missed"

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+READ_BYTES = 1 << 16
+"""Of a column, read at a time."""
+
+
 class ParquetSource(BaseSource):
     """A Parquet file, or a folder of them.
 
@@ -179,7 +183,8 @@ class ParquetRows:
                     start -= size
             if not groups:
                 continue
-            with pq.ParquetFile(fragment.path) as file:
+            # Read ahead, pyarrow would keep all row groups until the file is closed.
+            with pq.ParquetFile(fragment.path, pre_buffer=False, buffer_size=READ_BYTES) as file:
                 present = [name for name in schema.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(rows, row_groups=groups, columns=present):
                     skipped = min(start, len(batch))
