@@ -1,9 +1,9 @@
-"""What batch prediction costs: memory and time for 5,000,000 rows of 30 float columns, killed once in the middle and continued.
+"""What batch prediction costs: memory and time for 5,000,000 rows of 30 floats, killed once in the middle and continued.
 
-`bitfount-flows predict --model` as a process of its own, with its own Prefect server: from Parquet to a folder of Parquet files, and
-from a SQLite table to another one. The process is killed by SIGKILL when half of the rows are done, and the same command goes on.
-Memory is the peak of resident memory (VmHWM) of the command, and of the server that it starts; rows and keys are counted
-afterwards, by pyarrow and by SQLite.
+`bitfount-flows predict --model` as a process of its own, with its own Prefect server: from Parquet to a folder of Parquet
+files, and from a SQLite table to another one. The process is killed by SIGKILL when half of the rows are done, and the same
+command goes on. Memory is the peak of resident memory (VmHWM) of the command, and of the server that it starts; rows and
+keys are counted afterwards, by pyarrow and by SQLite.
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ def write_rows(folder: Path, rows: int) -> None:
     pq.write_table(known.append_column("target", target), folder / "known.parquet")
     database = sqlite3.connect(folder / "rows.db")
     database.execute(f"CREATE TABLE rows (id INTEGER PRIMARY KEY, {', '.join(f'{name} REAL' for name in COLUMNS)})")
-    places = ", ".join("?" * (len(COLUMNS) + 1))
+    insert = f"INSERT INTO rows VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"  # noqa: S608 - only question marks
     with pq.ParquetWriter(folder / "rows.parquet", table(0, 1).schema) as writer:
         for start in range(0, rows, CHUNK):
             chunk = table(start, min(CHUNK, rows - start))
             writer.write_table(chunk)
             with database:
                 columns = [column.to_pylist() for column in chunk.columns]
-                database.executemany(f"INSERT INTO rows VALUES ({places})", zip(*columns, strict=True))
+                database.executemany(insert, zip(*columns, strict=True))
     database.close()
 
 
@@ -138,9 +138,8 @@ def workloads(folder: Path) -> dict[str, Workload]:
         except sqlite3.OperationalError:  # not made yet
             return 0
 
-    sources = {name: f"{{{name}: {folder / f'rows.{name}'}, key: id}}" for name in ("parquet",)}
     return {
-        "Parquet": Workload(sources["parquet"], str(parts), in_parts, counted_in_parts),
+        "Parquet": Workload(f"{{parquet: {folder / 'rows.parquet'}, key: id}}", str(parts), in_parts, counted_in_parts),
         "SQLite": Workload(
             f"{{sql: {{url: 'sqlite:///{folder / 'rows.db'}', table: rows}}, key: id}}",
             f"{{sql: {{url: 'sqlite:///{answers}', table: answers}}}}",
@@ -178,7 +177,7 @@ def run(arguments: list[str], until: Callable[[], bool]) -> tuple[float, tuple[i
     """
     began, found = time.monotonic(), (0, 0)
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(arguments, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(arguments, stdout=said, stderr=said, start_new_session=True)  # noqa: S603 - our own command line
         while process.poll() is None:
             try:
                 now = peaks(process.pid)
@@ -231,7 +230,7 @@ def main() -> None:
         (folder / "job.yaml").write_text(JOB, encoding="utf-8")
         write_rows(folder, options.rows)
         train = command("train", str(folder / "job.yaml"), "--home", str(folder / "home"))
-        subprocess.run(train, check=True, capture_output=True)
+        subprocess.run(train, check=True, capture_output=True)  # noqa: S603 - our own command line
         for kind, workload in workloads(folder).items():
             found[kind] = measure(folder / "home", workload, options.rows)
     print(

@@ -85,7 +85,7 @@ def prediction_folder(workspace: Workspace, prediction_id: str) -> Path:
         raise ConfigurationError(
             f"{prediction_id!r} is not a prediction id: letters, digits, '.', '_', '-', at most 80"
         )
-    return workspace.home.resolve() / "predictions" / prediction_id
+    return workspace.home.resolve() / "predicting" / prediction_id
 
 
 def prediction_id_of(model: str, data: dict[str, Any], out: dict[str, Any]) -> str:

@@ -129,9 +129,11 @@ def predict_registered(
     uri = without_password(tracking_uri) if tracking_uri else None
     tracked = tracked_at(tracking_uri or workspace.tracking_uri)
     with tracked, surroundings.ready(), listening(surroundings.view.on_event):
-        from flows.predict import prediction, prediction_id_of
+        from flows.predict import prediction, prediction_folder, prediction_id_of
 
-        name = prediction_id or prediction_id_of(model, data, out)
+        made = prediction_id_of(model, data, out)
+        name = prediction_id or made
+        prediction_folder(workspace, name)  # refuses a name that is none, in words for people
         surroundings.view.say(f"prediction {name}: starting …")
         return cast(dict[str, Any], prediction(model, data, out, str(workspace.home), uri, batch_rows, name))
 

@@ -17,7 +17,7 @@ from bitfount_model.errors import ConfigurationError, QuorumError
 from flows.deploy import ENVIRONMENT, RESTARTED, read_automations
 from flows.deployed import as_overrides
 from flows.deployed_run import LogStream, job_id_of, killed_in_a_row
-from flows.settings import read_job, read_pod, read_retraining
+from flows.settings import checked_destination, checked_source, read_job, read_pod, read_retraining
 from tests.flows.conftest import Ended
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,6 +41,9 @@ def test_every_file_that_a_deployment_names_is_right(deployment: dict[str, Any])
     for parameter, read in readers.items():
         if parameter in given:
             read(ROOT / given[parameter])
+    for parameter, check in {"data": checked_source, "out": checked_destination}.items():
+        if parameter in given:
+            check(given[parameter])
     pod_file = deployment["work_pool"]["job_variables"]["env"].get("BITFOUNT_POD_FILE")
     if pod_file:
         assert read_pod(ROOT / pod_file).name == deployment["name"]
@@ -56,7 +59,7 @@ def test_automations_look_at_runs_that_go_on_when_they_are_started_again() -> No
     assert notice["trigger"]["match_related"]["prefect.resource.id"] == f"prefect.tag.{RESTARTED}"
     assert restart["trigger"]["match"]["prefect.resource.name"] == notice["name"]
     restarted = {each["name"] for each in DEPLOYMENTS if RESTARTED in each["tags"]}
-    assert restarted == {"local", "federated", "nightly"}  # a pod's run is started again by the modeller
+    assert restarted == {"local", "federated", "nightly", "batch"}  # a pod's run is started again by the modeller
 
 
 def test_automations_that_are_the_same_are_left_as_they_are(

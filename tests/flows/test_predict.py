@@ -222,7 +222,7 @@ def test_a_prediction_that_another_process_writes_is_refused_by_name(main: Main,
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        path = folder / "home/predictions/monday-2"
+        path = folder / "home/predicting/monday-2"
         path.mkdir(parents=True)
         with FileLock(path / "running.lock"):
             held.set()
@@ -300,3 +300,20 @@ def test_prefect_shows_how_far_it_is(main: Main, folder: Path, tmp_path: Path) -
     with get_client(sync_client=True) as client:
         bars = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["prediction"])))
     assert [bar.data for bar in bars if bar.description == "Rows predicted of shown"] == [100]
+
+
+def test_a_deployed_run_is_a_prediction_of_its_own_and_ends_by_a_state(
+    prefect_url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import predict
+
+    monkeypatch.setattr(predict.deployment, "get_id", lambda: "that of a deployment")
+    given = {"model": "tumours@champion", "out": str(tmp_path / "out"), "home": str(folder / "home")}
+    rows = {"csv": str(folder / "rows.csv"), "key": "patient"}
+    first, second = (predict.prediction(data=rows, **given) for _ in range(2))
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert first["prediction_id"] != second["prediction_id"]
+    assert pd.read_parquet(tmp_path / "out").groupby("prediction_id").size().tolist() == [ROWS, ROWS]
+    away = predict.prediction(data=str(tmp_path / "away.csv"), return_state=True, **given)
+    assert (away.type.value, "does not exist" in away.message) == ("FAILED", True)
