@@ -32,7 +32,7 @@ def prediction(
     out: parameters.Out,
     home: parameters.Home = "bitfount_runs",
     tracking_uri: parameters.TrackingUri | None = None,
-    batch_rows: parameters.BatchRows = 50_000,
+    batch_rows: parameters.BatchRows = 20_000,
     prediction_id: parameters.PredictionId | None = None,
 ) -> Ended:
     """Predicts every row of a source with a registered model, and keeps each prediction once.

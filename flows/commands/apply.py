@@ -68,7 +68,7 @@ Examples:
 @click.option(
     "--batch-rows",
     type=click.IntRange(1, 10_000_000),
-    default=50_000,
+    default=20_000,
     show_default=True,
     help="With --model: rows in memory at a time.",
 )
