@@ -30,7 +30,7 @@ def parsed_url(url: str) -> URL:
     except (ArgumentError, ValueError):
         # the cause quotes the URL, which may hold a password
         raise ConfigurationError(
-            "the database's URL cannot be read, wanted driver://user:password@host:port/database"
+            "database: the URL cannot be read, wanted driver://user:password@host:port/database"
         ) from None
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bitfount_model.errors import StorageError
-from bitfount_model.files import write_atomically
+from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
+from bitfount_model.files import create_atomically, write_atomically
 from tasks.batch.plan import KEY, Plan, Progress, plan_of, plan_to_json
 from tasks.initialise import as_json
 from tasks.results import to_parquet
@@ -49,8 +49,18 @@ class PartFolder:
         write_atomically(self._path(plan, PLAN), as_json(plan_to_json(plan)))
 
     def write(self, plan: Plan, start: int, table: pd.DataFrame) -> None:
-        """Writes a file under a temporary name, and renames it."""
-        write_atomically(self._path(plan, part_name(start)), to_parquet(table))
+        """Makes a file, whole or not at all, and none that is there already."""
+        path, content = self._path(plan, part_name(start)), to_parquet(table)
+        try:
+            was_made = create_atomically(path, content) or path.read_bytes() == content
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {path}: {error.strerror}; free some space or make the folder writable, and start again"
+            ) from error
+        if not was_made:
+            raise ConfigurationError(
+                f"the prediction {plan.prediction_id!r} is written by another process too; wait for it to end"
+            )
 
     def finish(self, plan: Plan) -> None:
         """Leaves a mark, and removes what a killed process was writing."""
@@ -68,12 +78,16 @@ def part_name(start: int) -> str:
 
 
 def _kept(folder: Path) -> tuple[int, Path | None]:
-    """How many rows the files hold without a gap from the first row on, and the last of these files."""
+    """How many rows the files hold from the first one on, and the last of these files."""
     import pyarrow.parquet as pq
 
     rows, last = 0, None
-    while (path := folder / part_name(rows)).is_file() and (found := pq.read_metadata(path).num_rows):
-        rows, last = rows + found, path
+    while (path := folder / part_name(rows)).is_file():
+        rows, last = rows + pq.read_metadata(path).num_rows, path
+    if any(other.name > path.name for other in folder.glob("part-*.parquet")):
+        raise IntegrityError(
+            f"{path} is missing, and later ones are there: put it back, or use another --prediction-id"
+        )
     return rows, last
 
 
