@@ -100,6 +100,8 @@ def predict(
     """Predictions of a trained job, or of a registered model, for new rows; the target column need not be there."""
     if (job_id is None) == (model is None):
         raise click.UsageError("give one and only one of --job-id and --model")
+    if job_id is not None and prediction_id is not None:
+        raise click.UsageError("--prediction-id goes with --model; with --job-id the file of --out is written anew")
     if not Path(out).name:
         raise click.UsageError(f"--out {out!r} is not the name of a file or folder")
     with command(home, as_json=as_json, verbose=verbose) as surroundings:

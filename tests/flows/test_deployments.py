@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pandas as pd
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -147,10 +148,9 @@ def deployments(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
 
 def test_every_deployment_is_there_with_its_schedule_off(clone: Path, client: SyncPrefectClient) -> None:
     made = deployments(client)
-    assert {"training/local", "training/federated", "retraining/nightly", "pod/north", "pod/south", "pod/west"} <= set(
-        made
-    )
-    for name in ("training/local", "training/federated", "retraining/nightly"):
+    of_workers = {"training/local", "training/federated", "retraining/nightly", "prediction/batch"}
+    assert of_workers | {"pod/north", "pod/south", "pod/west"} <= set(made)
+    for name in of_workers:
         (schedule,) = made[name].schedules
         assert not schedule.active
         assert isinstance(schedule.schedule, CronSchedule)
@@ -158,8 +158,9 @@ def test_every_deployment_is_there_with_its_schedule_off(clone: Path, client: Sy
         assert made[name].work_pool_name == "bitfount"
         assert made[name].global_concurrency_limit is not None
     assert made["pod/north"].work_pool_name == "bitfount-pods"
-    shown = made["training/local"].parameter_openapi_schema["properties"]
-    assert all(field["title"] and field["description"] for field in shown.values())
+    for name in of_workers:
+        shown = made[name].parameter_openapi_schema["properties"]
+        assert all(field["title"] and field["description"] for field in shown.values())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,11 @@ def test_runs_of_a_killed_worker_are_started_again_and_go_on(clone: Path, client
             assert [path.stat().st_mtime_ns for path in initialised] == finished
             assert versions(home) == {1: "there was no champion"}
             make_rows(clone, "569", "--wrong-labels")
-            worse = ended(client, run_deployment("retraining/nightly", timeout=0).id)
+            runs = [run_deployment(name, timeout=0).id for name in ("prediction/batch", "retraining/nightly")]
+            predicted, worse = (ended(client, run) for run in runs)
+        assert predicted.state is not None and predicted.state.is_completed(), predicted.state
+        assert predicted.state.result()["version"] == 1
+        assert len(pd.read_parquet(home / "predictions")) == 569
         assert worse.state is not None and worse.state.is_completed(), worse.state
         decided = worse.state.result()
         assert (decided["outcome"], decided["champion"]) == ("kept", 1)
