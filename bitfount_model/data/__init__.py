@@ -20,7 +20,7 @@ from bitfount_model.data.sources import (
     source_from_config,
 )
 from bitfount_model.data.splitters import DatasetSplitter, PercentageSplitter, SplitterDefinedInData
-from bitfount_model.data.sql_source import literal_secrets
+from bitfount_model.data.sql_source import literal_secrets, resolved_url
 
 __all__ = [
     "BaseLoader",
@@ -56,6 +56,7 @@ __all__ = [
     "make_loaders",
     "make_prediction_loader",
     "profile_of",
+    "resolved_url",
     "row_digests",
     "source_from_config",
     "split_rows",

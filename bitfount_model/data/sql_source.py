@@ -167,7 +167,7 @@ def _parsed(url: str) -> URL:
     except (ArgumentError, ValueError):
         # the cause quotes the URL, which may hold a password
         raise ConfigurationError(
-            "SQLSource: the URL cannot be read, wanted driver://user:password@host:port/database"
+            "the URL cannot be read, wanted driver://user:password@host:port/database"
         ) from None
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
 
@@ -185,6 +185,15 @@ def literal_secrets(url: str) -> list[str]:
         ConfigurationError: the URL cannot be read.
     """
     return [name for name, secret in _secrets(_parsed(url)).items() if not _VARIABLE.fullmatch(secret)]
+
+
+def resolved_url(url: str) -> URL:
+    """A database's URL with its driver, and with the values of the environment variables that it names as `${NAME}`.
+
+    Raises:
+        ConfigurationError: it cannot be read, or a variable is not set.
+    """
+    return _resolved(_parsed(url))
 
 
 def _resolved(url: URL) -> URL:
