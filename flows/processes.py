@@ -38,6 +38,13 @@ class Detached:
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         return None
 
+    def family(self) -> list[psutil.Process]:
+        """The process and all that it has started; nothing where it has ended."""
+        process = self.process()
+        with suppress(psutil.NoSuchProcess):
+            return [process, *process.children(recursive=True)] if process else []
+        return []
+
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Detached:
     """Starts a process in a session of its own.
@@ -67,18 +74,16 @@ def end(detached: Detached) -> bool:
     Returns:
         Whether it was still running.
     """
-    process = detached.process()
-    if process is None:
+    family = detached.family()
+    if not family:
         return False
-    with suppress(psutil.NoSuchProcess):
-        family = [process, *process.children(recursive=True)]
-        with suppress(ProcessLookupError):
-            os.killpg(detached.pid, signal.SIGTERM)
-        _, left = psutil.wait_procs(family, timeout=END_SECONDS)
-        for each in left:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(left, timeout=END_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(detached.pid, signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=END_SECONDS)
+    for each in left:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(left, timeout=END_SECONDS)
     return True
 
 
