@@ -17,6 +17,9 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from psycopg import sql
 from sqlalchemy import URL
 
+from flows.servers import down, up
+from flows.services import Wanted
+from flows.workspace import Workspace
 from tests.flows.conftest import Ended, command
 from tests.flows.federated.site import Site
 from tests.object_store import BUCKET, ObjectStore, object_store
@@ -29,6 +32,8 @@ SECRETS = {
     "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-flask",
 }
 ROUNDS = 3
+
+pytestmark = pytest.mark.timeout(600)  # a dozen processes, of which each imports for seconds on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +60,30 @@ def clients(databases: URL, store: ObjectStore, tmp_path_factory: pytest.TempPat
     """The environment of modeller and pods, with the servers up."""
     home = tmp_path_factory.mktemp("servers")
     place = f"{databases.host}:{databases.port}"
-    ended = run(
-        {**os.environ, **SECRETS},
-        *("up", "--home", home, "--json", "--prefect-port", "0", "--mlflow-port", "0"),
-        *("--prefect-db", f"postgresql://flows:${{DB_PASSWORD}}@{place}/prefect"),
-        *("--mlflow-db", f"postgresql://flows:${{DB_PASSWORD}}@{place}/mlflow"),
-        *("--artifacts", f"s3://{BUCKET}/mlflow"),
+    wanted = Wanted(
+        Workspace(home),
+        prefect_port=0,
+        mlflow_port=0,
+        prefect_db=f"postgresql://flows:${{DB_PASSWORD}}@{place}/prefect",
+        mlflow_db=f"postgresql://flows:${{DB_PASSWORD}}@{place}/mlflow",
+        artifacts=f"s3://{BUCKET}/mlflow",
     )
-    try:
-        assert ended.code == 0, ended.err
-        assert not list(home.rglob("prefect.db")) and not list(home.rglob("mlflow.db")), "nothing is in SQLite"
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {
-                "PREFECT_API_URL": ended.summary["prefect"]["url"],
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        try:
+            running = up(wanted, print)
+            assert not [*home.rglob("prefect.db"), *home.rglob("mlflow.db")], "nothing is in SQLite"
+            yield {
+                **{name: value for name, value in os.environ.items() if name not in SECRETS},
+                "PREFECT_API_URL": running["prefect"].url,
                 "PREFECT_API_AUTH_STRING": SECRETS["PREFECT_SERVER_API_AUTH_STRING"],
-                "MLFLOW_TRACKING_URI": ended.summary["mlflow"]["url"],
+                "MLFLOW_TRACKING_URI": running["mlflow"].url,
                 "MLFLOW_TRACKING_USERNAME": "admin",
                 "MLFLOW_TRACKING_PASSWORD": SECRETS["MLFLOW_AUTH_ADMIN_PASSWORD"],
-            }.items():
-                patch.setenv(name, value)
-            yield dict(os.environ)
-    finally:
-        run(os.environ, "down", "--home", home)
+            }
+        finally:
+            down(home, print)
 
 
 @pytest.fixture
@@ -92,7 +99,9 @@ def pods(clients: Mapping[str, str], store: ObjectStore, tmp_path: Path) -> Iter
         PREFECT_API_URL: clients["PREFECT_API_URL"],
         PREFECT_API_AUTH_STRING: clients["PREFECT_API_AUTH_STRING"],
     }
-    with temporary_settings(settings):
+    with temporary_settings(settings), pytest.MonkeyPatch.context() as patch:
+        for name, value in clients.items():
+            patch.setenv(name, value)
         try:
             site.serve(*site.names)
             yield site
