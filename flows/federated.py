@@ -13,7 +13,9 @@ from prefect.states import Failed, State
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation.job import PREDICT
 from flows.federated_session import embedded_pods, session_of
+from tasks.ending import end_kept
 from tasks.federated.compare import compare
+from tasks.federated.contents import job_note
 from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
 from tasks.federated.finish import (
@@ -28,14 +30,18 @@ from tasks.federated.pages import pages
 from tasks.federated.plot import plot_federation
 from tasks.federated.record import LiveRounds
 from tasks.federated.recording import record_end, recorded
+from tasks.federated.round_record import read_records
 from tasks.federated.rounds import Rounds
 from tasks.federated.start import initialise, join_pods
 from tasks.package import package
 from tasks.progress import listening, stage, tell
+from tasks.record import finished_steps
 from tasks.recording import Tracking, live_metrics
 from tasks.register import register
+from tasks.report.step import report
 from tasks.step import reference, step
 from tasks.store import Store, read_manifest
+from tasks.summary_page import show_summary
 
 Value = TypeVar("Value")
 
@@ -67,11 +73,12 @@ def federated_training(
         *pod_steps(asked),
         *(["compare"] if asked.compare else []),
         "plots",
+        "report",
         *(["package"] if asked.register else []),
     ]
     done: dict[str, Any] = {}
     try:
-        with end_recorded(store, Tracking(**tracking)):
+        with end_kept(store), end_recorded(store, Tracking(**tracking)):
             if any(read_manifest(store, name) is None for name in pod_steps(asked)):
                 with session_of(asked, job_id, store, Exchange(exchange_url)) as federation:
                     ask_pods(federation, tracking, steps)
@@ -138,11 +145,14 @@ def finish(
             done["compare"] = task("compare", lambda: reference(compare(store, embedded_pods(asked))))
     with stage("plots", done):
         done["plots"] = task("plot", lambda: reference(plot_federation(store)))
+    with stage("report", done):
+        done["report"] = report(store.url)
     if asked.register:
         with stage("package", done):
             done["package"] = package(store.url)
     with stage("record", done):
         done["record"] = recorded(store.url, tracking, flow_run.get_id(), steps)
+    show_summary(asked.name, job_note(store, finished_steps(store, steps), read_records(store)), done["record"])
     if asked.register and done["record"]:
         with stage("register", done):
             done["register"] = register(store.url, tracking["uri"], asked.register)

@@ -17,6 +17,7 @@ from flows.run import Surroundings, tracked_at, tracking_of, ui_command, version
 from flows.workspace import Workspace, continued, only_once
 from tasks.federated.job_file import FederatedJobFile, federated_job_to_json, with_own_seed
 from tasks.federated.round_record import RoundRecord, read_records
+from tasks.layout import LOCK
 from tasks.mlflow_client import without_password
 from tasks.progress import listening
 from tasks.store import Store, local_path
@@ -55,17 +56,20 @@ def train(
         uri = tracking_uri or workspace.tracking_uri
         log = logging.FileHandler(workspace.folder(job_id) / POD_LOG, delay=True)
         with tracked_at(uri), surroundings.ready(), pod_log(log), listening(surroundings.view.on_event):
+            from prefect import tags
+
             from flows.federated import federated_training
             from flows.stale_runs import end_stale_runs
 
             end_stale_runs("its process was stopped", flow=federated_training.name, name=job_id)
-            done: dict[str, Any] = federated_training(
-                federated_job_to_json(job),
-                job_id,
-                store.url,
-                place,
-                tracking_of(workspace, job.experiment, tracking_uri),
-            )
+            with tags("federated", job.name):
+                done: dict[str, Any] = federated_training(
+                    federated_job_to_json(job),
+                    job_id,
+                    store.url,
+                    place,
+                    tracking_of(workspace, job.experiment, tracking_uri),
+                )
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
 
 
@@ -102,7 +106,7 @@ def only_one_modeller(job: FederatedJobFile, place: str) -> Iterator[None]:
     In a remote store nothing can be held: there the older session ends when it sees the newer one.
     """
     try:
-        folder = local_path(Store(place), "running.lock").parent if job.store else None
+        folder = local_path(Store(place), LOCK).parent if job.store else None
     except ConfigurationError:
         folder = None
     if folder is None:
@@ -124,8 +128,8 @@ def summarise(
 
     Returns:
         job_id, name, mlflow_run_id, metrics, test_rows, rounds, stopped_early, pods (name -> metrics, test_rows, rounds,
-        missing), weights, weights_sha256, best_round, best_weights, predictions (pod -> path), comparison, registered,
-        seconds, tracking_uri, ui_command.
+        missing), weights, weights_sha256, best_round, best_weights, predictions (pod -> path), comparison, report,
+        registered, seconds, tracking_uri, ui_command.
     """
     store = workspace.store(job_id)
     records = read_records(store)
@@ -154,6 +158,7 @@ def summarise(
         "best_weights": path_of(fitted["files"].get("best")),
         "predictions": {pod: path_of(artifact) for pod, artifact in predicted.items()},
         "comparison": (done.get("compare") or {"values": None})["values"],
+        "report": path_of(done["report"]["files"]["report"]),
         "registered": version_text(done.get("register")),
         "seconds": round(seconds, 2),
         "tracking_uri": without_password(tracking_uri or workspace.tracking_uri),

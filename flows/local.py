@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from bitfount_model.errors import TrackingError
+from tasks.ending import end_kept
 from tasks.evaluate import evaluate, evaluate_rows
 from tasks.fit import fit
 from tasks.initialise import initialise_model
@@ -17,8 +18,13 @@ from tasks.package import package
 from tasks.plot import plot
 from tasks.predict import predict, predict_rows
 from tasks.progress import listening, stage, tell
+from tasks.record import finished_steps
 from tasks.recording import Tracking, live_metrics, record, record_end
 from tasks.register import register
+from tasks.report.step import report
+from tasks.run_contents import note
+from tasks.store import Store
+from tasks.summary_page import show_summary
 
 
 @flow(name="local_training", flow_run_name="{job_id}", validate_parameters=False, persist_result=False)
@@ -35,7 +41,7 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
         The steps' manifests by name; `record` is None where MLflow could not be reached: the next run with this id records.
     """
     done: dict[str, Any] = {}
-    with end_recorded(store_url, Tracking(**tracking)):
+    with end_kept(Store(store_url)), end_recorded(store_url, Tracking(**tracking)):
         with stage("initialise", done):
             done["initialise"] = initialise_model(store_url, job, job_id)
         recorded(store_url, tracking, steps_of(job))
@@ -48,11 +54,15 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
                 done["predict"] = predict(store_url, job["predict"]["data"])
         with stage("plots", done):
             done["plots"] = plot(store_url)
+        with stage("report", done):
+            done["report"] = report(store_url)
         if job.get("register"):
             with stage("package", done):
                 done["package"] = package(store_url)
         with stage("record", done):
             done["record"] = recorded(store_url, tracking, steps_of(job))
+        store = Store(store_url)
+        show_summary(job["name"], note(store, finished_steps(store)), done["record"])
         if job.get("register") and done["record"]:
             with stage("register", done):
                 done["register"] = register(store_url, tracking["uri"], job["register"])
@@ -99,7 +109,7 @@ def steps_of(job: dict[str, Any]) -> list[str]:
     """The steps that make a job complete."""
     predicted = ["predict"] if job.get("predict") else []
     packaged = ["package"] if job.get("register") else []
-    return ["initialise", "fit", "evaluate", *predicted, "plots", *packaged]
+    return ["initialise", "fit", "evaluate", *predicted, "plots", "report", *packaged]
 
 
 def recorded(store_url: str, tracking: dict[str, Any], steps: list[str]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from bitfount_model.errors import BitfountError, ConfigurationError
 from bitfount_model.federation.job import EVALUATE
 from flows.any_job import run_job
 from flows.console import RunView
+from flows.deployed_run import Ended, killed_too_often
 from flows.run import Surroundings, tracking_of
 from flows.settings import read_job, read_retraining
 from flows.workspace import Workspace, only_once
@@ -56,7 +57,7 @@ def retraining(
     store: str | None = None,
     force: bool = False,
     retraining_id: str | None = None,
-) -> dict[str, Any]:
+) -> Ended:
     """Trains a registered model again where that is worth it, and uses the new version if it is better.
 
     Args:
@@ -69,12 +70,16 @@ def retraining(
             Prefect starts again goes on.
 
     Returns:
-        The summary: `retraining_id`, `model`, `outcome`, `why`, `version`, `champion`, `mlflow_run_id`.
+        The summary: `retraining_id`, `model`, `outcome`, `why`, `version`, `champion`, `mlflow_run_id`; or a failed state where
+        the process of a deployed run was killed too often.
     """
+    if stopped := killed_too_often():
+        return stopped
     asked = read_retraining(Path(retraining_file))
     workspace = Workspace(Path(home))
     workspace.prepare()
-    retraining_id = retraining_id or f"{asked.name}-{str(flow_run.get_id())[:8]}"
+    # The end of the id: it begins with the time, alike in runs of the same minute.
+    retraining_id = retraining_id or f"{asked.name}-{str(flow_run.get_id())[-8:]}"
     surroundings = Surroundings(workspace, None, RunView(sys.stdout), verbose=False)
     own = Store(workspace.home.resolve() / "retrainings" / retraining_id)
     with only_once(Path(own.url), "retraining"):

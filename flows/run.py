@@ -63,9 +63,12 @@ def train(job: LocalJob, job_id: str, tracking_uri: str | None, surroundings: Su
         job = continued(job, store, with_seed, to_json)
         surroundings.view.say(f"job {job_id}: starting …")
         with tracked_at(uri), surroundings.ready(), listening(surroundings.view.on_event):
+            from prefect import tags
+
             from flows.local import local_training
 
-            done: dict[str, Any] = local_training(to_json(job), job_id, store.url, tracking)
+            with tags("local", job.name):
+                done: dict[str, Any] = local_training(to_json(job), job_id, store.url, tracking)
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
 
 
@@ -127,8 +130,8 @@ def summarise(
     """What a run gave, with paths.
 
     Returns:
-        job_id, name, mlflow_run_id, metrics, test_rows, weights, weights_sha256, predictions, test_predictions, registered,
-        seconds, tracking_uri, ui_command.
+        job_id, name, mlflow_run_id, metrics, test_rows, weights, weights_sha256, predictions, test_predictions, report,
+        registered, seconds, tracking_uri, ui_command.
     """
     store = workspace.store(job_id)
 
@@ -147,6 +150,7 @@ def summarise(
         "weights_sha256": done["fit"]["values"]["weights_sha256"],
         "predictions": path_of("predict", "predictions"),
         "test_predictions": path_of("evaluate", "predictions"),
+        "report": path_of("report", "report"),
         "registered": version_text(registered),
         "seconds": round(seconds, 2),
         "tracking_uri": without_password(tracking_uri or workspace.tracking_uri),

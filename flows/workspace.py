@@ -15,9 +15,12 @@ from filelock import FileLock, Timeout
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
 from tasks.job import NAME
+from tasks.layout import JOB, LOCK
 from tasks.store import Store
 
 Job = TypeVar("Job")
+LOOKS_SECONDS = 0.3
+"""For how long a lock may be held by a command that only looks whether the job runs."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ def continued(job: Job, store: Store, seeded: Seeded[Job], as_json: Callable[[Jo
         ConfigurationError: the id belongs to another job.
         IntegrityError: the job that is kept was changed.
     """
-    if not store.has("job.json"):
+    if not store.has(JOB):
         return seeded(job)
     try:
-        began: dict[str, Any] = json.loads(store.get("job.json"))
+        began: dict[str, Any] = json.loads(store.get(JOB))
         now = seeded(job, seed=began["training"]["seed"])
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"job.json in {store.url} is not what a job wrote. Use another job id.") from error
@@ -130,8 +133,8 @@ def only_once(folder: Path, what: str = "job") -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "running.lock")
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=LOOKS_SECONDS)
     except Timeout as error:
         raise ConfigurationError(
             f"the {what} {folder.name!r} is running in another process; wait for it to end"

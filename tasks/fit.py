@@ -16,6 +16,8 @@ from bitfount_model.errors import ConfigurationError
 from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
 from bitfount_model.weights_files import to_safetensors
+from tasks.epochs import append_epoch
+from tasks.layout import EPOCHS
 from tasks.progress import tell
 from tasks.session import Session, open_session, threads, user_code
 from tasks.step import reference, step
@@ -40,12 +42,20 @@ def train(store: Store) -> Manifest:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     model = session.model
     model.update_params(codec.decode(read_file(store, session.manifest, "weights")).params)
+    epochs = local_path(store, EPOCHS)
+    if not checkpoint.exists():
+        epochs.unlink(missing_ok=True)
+
+    def report(record: EpochRecord) -> None:
+        append_epoch(epochs, plain(record))
+        tell("epoch", plain(record))
+
     started = time.perf_counter()
     with threads(session.job.training["threads"]), user_code(session.store, session.job):
         records = model.fit_locally(
             None,
             metrics=validation_metrics(session),
-            report=lambda record: tell("epoch", plain(record)),
+            report=report,
             checkpoint=checkpoint,
             callbacks=[BatchProgress()],
         )
@@ -65,7 +75,8 @@ def keep(session: Session, records: list[EpochRecord], seconds: float, checkpoin
         "weights_sha256": weights.sha256,
     }
     manifest = write_manifest(store, Manifest("fit", {"weights": weights, "history": history}, values))
-    checkpoint.unlink(missing_ok=True)
+    for scratch in (checkpoint, local_path(store, EPOCHS)):
+        scratch.unlink(missing_ok=True)
     return manifest
 
 

@@ -16,6 +16,7 @@ from tasks.job import LocalJob, check_job, splitter_of, to_json
 from tasks.session import MODEL_FILE, reference_to, threads, training_arguments, user_code
 from tasks.step import reference, step
 from tasks.store import Manifest, Store, local_path, read_manifest, write_manifest
+from tasks.versions import installed_versions
 
 
 @step("initialise_model")
@@ -78,6 +79,7 @@ def _initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
         "steps": model.steps,
         "parameters_count": sum(tensor.numel() for tensor in states.values()),
         "code_version": version("bitfount-flows"),
+        "packages": installed_versions(),
     }
     return write_manifest(store, Manifest("initialise", files, values))
 

@@ -28,7 +28,7 @@ from tasks.mlflow_client import (
     tracking_errors,
     without_password,
 )
-from tasks.run_contents import REASON, STEPS, RunContents, run_contents
+from tasks.run_contents import REASON, SHOWN_STEPS, STEPS, RunContents, run_contents
 from tasks.store import Manifest, Reference, Store, local_path, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def mark_failed(
     return str(replay(store, contents, tracking_uri, experiment, artifact_root, status).info.run_id)
 
 
-def finished_steps(store: Store, steps: Sequence[str] = STEPS) -> dict[str, Manifest]:
+def finished_steps(store: Store, steps: Sequence[str] = SHOWN_STEPS) -> dict[str, Manifest]:
     """Step -> manifest, of those steps that have finished, in their order."""
     return {step: manifest for step in steps if (manifest := read_manifest(store, step)) is not None}
 

@@ -13,7 +13,9 @@ from typing import Any
 from bitfount_model.data import BitfountSchema, Column, SemanticType
 from tasks.store import Manifest, Reference, Store, read_file
 
-STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "package")
+STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "report")
+"""Of a job that registers nothing, in their order."""
+SHOWN_STEPS = (*STEPS, "package")
 """The steps whose manifests a run shows, in their order."""
 
 FOLDERS: Mapping[tuple[str, str], str] = {
@@ -23,6 +25,7 @@ FOLDERS: Mapping[tuple[str, str], str] = {
     ("initialise", "datastructure"): "model",
     ("fit", "weights"): "model",
     ("fit", "history"): "",
+    ("report", "report"): "",
     ("evaluate", "predictions"): "evaluate",
     ("predict", "predictions"): "predict",
 }
@@ -33,6 +36,7 @@ WHOLE_STEPS = {"plots": "plots", "package": "model"}
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_SCHEMA = 250, 6000, 8000, 1_000_000  # characters that MLflow takes
 DIGEST = 32  # characters of the rows' sha256 in a data set's digest, for which MLflow has 36
 REASON = "bitfount.reason"
+HEADLINE_METRICS = 4
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
     length = f"{made['epochs']} epochs" if made["epochs"] is not None else f"{made['steps']} steps"
     lines = [
         *([f"**Stopped:** {inline(reason)}", ""] if reason else []),
+        *headline(manifests),
         f"**Model** `{made['model_class']}`, {made['problem']}, {made['parameters_count']:,} parameters; {length},"
         f" batches of {made['batch_size']}, seed {made['seed']}",
         "",
@@ -238,11 +243,20 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
         lines += [f"**Training** took {fitted['seconds']:,.1f} s; weights `{fitted['weights_sha256'][:16]}…`", ""]
     tested = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
     if tested["metrics"]:
-        lines += [f"**Result** on {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
+        lines += [f"**Metrics** of {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
         lines += [f"| {cell(name)} | {figure(value)} |" for name, value in tested["metrics"].items()]
         lines.append("")
+    if "report" in manifests:
+        lines += ["**Report** `report.html`, among the artifacts", ""]
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
     return "\n".join(lines)
+
+
+def headline(manifests: Mapping[str, Manifest]) -> list[str]:
+    """The result in a line of Markdown, the first of a note: MLflow folds all but the beginning; nothing without a result."""
+    tested: Mapping[str, Any] = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
+    shown = [f"{inline(name)} {figure(value)}" for name, value in tested["metrics"].items()]
+    return [f"**Result** {', '.join(shown[:HEADLINE_METRICS])} on {tested['rows']:,} test rows", ""] if shown else []
 
 
 def datasets(store: Store, manifests: Mapping[str, Manifest]) -> tuple[DataSet, ...]:

@@ -27,6 +27,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError, StoreAwayError
 from bitfount_model.files import create_atomically
+from tasks.layout import manifest_name
 
 MAX_BYTES = 16 * 2**30
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200}){0,7}")
@@ -377,11 +378,6 @@ def read_manifest(store: Store, step: str) -> Manifest | None:
         return Manifest(value["step"], files, value["values"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{name} in {store.url} is not what a step wrote: {error}. Use another job id.") from error
-
-
-def manifest_name(step: str) -> str:
-    """Where a step's manifest lies."""
-    return f"steps/{step}.json"
 
 
 def read_file(store: Store, manifest: Manifest, role: str) -> bytes:

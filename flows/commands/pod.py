@@ -6,13 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.shared import home_option, verbose_option
-
-
-class Unreachable(click.ClickException):
-    """Prefect does not answer."""
-
-    exit_code = 5
+from flows.commands.shared import Unreachable, home_option, verbose_option
 
 
 @click.group()

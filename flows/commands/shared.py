@@ -42,6 +42,12 @@ class Unwritable(click.ClickException):
     exit_code = 5
 
 
+class Unreachable(click.ClickException):
+    """Prefect does not answer."""
+
+    exit_code = 5
+
+
 def check_home(home: Path) -> None:
     """Refuses a folder whose path cannot be part of the URL of a SQLite database."""
     if "?" in str(home.resolve()):  # where the options begin

@@ -25,6 +25,7 @@ from tasks.run_contents import (
     cut,
     figure,
     flat,
+    headline,
     inline,
     metric_keys,
     points_of,
@@ -44,6 +45,7 @@ FOLDERS: Mapping[tuple[str, str], str] = {
     ("fit", "weights"): "model",
     ("fit", "best"): "model",
     ("fit", "history"): "",
+    ("report", "report"): "",
 }
 """(step, role) -> the run's folder for that file; predictions and plots have folders of their own."""
 
@@ -221,6 +223,7 @@ def job_note(
     rows, by_pod = made["rows"], made["rows_by_pod"]
     lines = [
         *([f"**Stopped:** {inline(reason)}", ""] if reason else []),
+        *headline(manifests),
         f"**Model** `{made['model_class']}`, {made['problem']}, {made['parameters_count']:,} parameters; batches of"
         f" {made['batch_size']}, seed {made['seed']}",
         "",
@@ -236,6 +239,8 @@ def job_note(
         lines += result_table(manifests["evaluate"].values)
     if "compare" in manifests:
         lines += comparison_table(manifests["compare"].values)
+    if "report" in manifests:
+        lines += ["**Report** `report.html`, among the artifacts", ""]
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
     return "\n".join(lines)
 
@@ -267,7 +272,7 @@ def result_table(evaluated: Mapping[str, Any]) -> list[str]:
     for name, value in evaluated["metrics"].items():
         shown = [figure(value), *(figure(evaluated["by_pod"][pod].get(name)) for pod in pods)]
         lines.append(f"| {cell(name)} | {' | '.join(shown)} |")
-    return ["**Result** on the pods' test rows, averaged over rows", "", *lines, ""]
+    return ["**Metrics** of the pods' test rows, averaged over rows", "", *lines, ""]
 
 
 def comparison_table(values: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-STEPS = ("initialise", "fit", "evaluate", "predict", "compare", "plots", "package")
+STEPS = ("initialise", "fit", "evaluate", "predict", "compare", "plots", "report", "package")
 """Of a federated job, in their order; not every job has all of them."""
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]

@@ -13,6 +13,7 @@ from bitfount_model.federation.rounds import GlobalState, RoundSummary
 from bitfount_model.types import JSON
 from tasks.federated.exchange import Exchange
 from tasks.fit import finite
+from tasks.layout import record_name
 from tasks.store import Reference, Store
 
 
@@ -180,8 +181,3 @@ def state_after(store: Store, exchange: Exchange, record: RoundRecord) -> Global
     if record.server is not None:
         server = codec.decode(store.get(record.server.name, record.server.sha256)).params
     return GlobalState(record.round_number, exchange.weights(record.weights), server, record.stopping)
-
-
-def record_name(round_number: int) -> str:
-    """Where a round's record lies."""
-    return f"rounds/{round_number:05d}.json"

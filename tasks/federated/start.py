@@ -19,6 +19,7 @@ from tasks.federated.federation import Federation, listed
 from tasks.initialise import as_json, check_classes, class_names
 from tasks.session import threads
 from tasks.store import Manifest, read_manifest, write_manifest
+from tasks.versions import installed_versions
 
 
 def join_pods(federation: Federation) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def keep(
         "rounds": job.rounds,
         "parameters_count": sum(tensor.numel() for tensor in states.values()),
         "code_version": version("bitfount-flows"),
+        "packages": installed_versions(),
     }
     return write_manifest(store, Manifest("initialise", files, values))
 

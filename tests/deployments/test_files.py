@@ -126,10 +126,10 @@ def test_mounted_files_are_there_and_named_volumes_are_declared(tmp_path: Path) 
 
 @pytest.mark.parametrize("pod", PODS)
 def test_a_pods_file_is_read_and_finds_its_rows_where_they_are_mounted(pod: str) -> None:
-    settings = read_pod(FOLDER / "pods" / f"{pod}.yaml")
+    settings = read_pod(FOLDER / "site_pods" / f"{pod}.yaml")
     assert settings.name == pod
     targets = {target: source for source, target in mounts(SERVICES[pod])}
-    assert targets["/pod.yaml"] == f"./pods/{pod}.yaml"
+    assert targets["/pod.yaml"] == f"./site_pods/{pod}.yaml"
     assert str(settings.data["csv"]) in targets
     bucket = str(settings.store).removeprefix("s3://").partition("/")[0]
     assert f"store/{bucket}" in SERVICES["buckets"]["command"]

@@ -69,7 +69,9 @@ def test_a_model_is_trained_compared_promoted_kept_skipped_and_rolled_back(
     assert main(["models", "promote", "tumours", "9", "--home", home]).code == 4
 
 
-def test_a_registered_model_is_served_with_the_numbers_of_predict(main: Main, folder: Path, home: Path) -> None:
+def test_a_registered_model_is_served_with_the_numbers_of_predict(
+    main: Main, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows(folder, "200")
     trained = main(["train", folder / "job.yaml", "--home", home, "--job-id", "one", "--json"])
     assert trained.code == 0, trained.err
@@ -77,7 +79,8 @@ def test_a_registered_model_is_served_with_the_numbers_of_predict(main: Main, fo
     frame.to_csv(folder / "new.csv", index=False)
     out = folder / "p.parquet"
     assert main(["predict", "--job-id", "one", "--data", folder / "new.csv", "--out", out, "--home", home]).code == 0
-    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+    # Not by mlflow.set_tracking_uri, which writes it into the environment of the tests after this one.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     served = mlflow.pyfunc.load_model("models:/tumours@champion").predict(frame)
     predicted = pd.read_parquet(out)
     np.testing.assert_array_equal(served["score_1"], predicted["score_1"])

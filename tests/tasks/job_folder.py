@@ -13,7 +13,7 @@ import pandas as pd
 from bitfount_model.data import BitfountSchema
 from tasks.store import Manifest, Store, write_manifest
 
-STEPS = ("initialise", "fit", "evaluate", "predict", "plots")
+STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "report")
 
 
 def history(epochs: int) -> list[dict[str, Any]]:
@@ -48,6 +48,7 @@ def job_folder(
         "evaluate": lambda: evaluated(store, metrics),
         "predict": lambda: predicted(store),
         "plots": lambda: plotted(store),
+        "report": lambda: Manifest("report", {"report": store.put("report.html", b"<html>")}, {}),
     }
     for step in steps:
         write_manifest(store, made[step]())

@@ -76,7 +76,7 @@ def test_a_job_without_an_operation_trains() -> None:
     [
         ("operation", "train", "operation"),
         ("predict", "perhaps", "predict"),
-        ("best", {"metric": "height"}, "best: early stopping: mode"),
+        ("best", {"metric": "height"}, "best: mode"),
         ("best", {"metric": "AUC", "mode": "up"}, "best"),
         ("best", {"metrics": "AUC"}, "best"),
         ("best", {"metric": "AUC", "patience": 3}, "best"),

@@ -61,7 +61,13 @@ def test_mlflow_has_a_run_for_the_job_and_one_nested_in_it_for_each_pod(trained:
     for run in pods:
         assert {"update/norm", "took_part", "validation/AUC", "test/AUC"} <= run.data.metrics.keys()
     files = {file.path for folder in ("", "model", "plots") for file in client.list_artifacts(job.info.run_id, folder)}
-    assert {"model/model.py", "model/weights.safetensors", "plots/learning_curves.png", "plots/pods.png"} <= files
+    assert {
+        "model/model.py",
+        "model/weights.safetensors",
+        "plots/learning_curves.png",
+        "plots/pods.png",
+        "report.html",
+    } <= files
     assert "all rows pooled" in job.data.tags["mlflow.note.content"]
 
 
@@ -76,6 +82,8 @@ def test_prefect_shows_each_step_of_each_pod_and_the_rounds_as_a_table(trained: 
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["job-1"])))
         newest = max(runs, key=lambda run: run.created or run.expected_start_time)
         artifacts = {found.key: found for found in client.read_artifacts() if found.flow_run_id == newest.id}
+    assert {"federated", "cells"} <= set(newest.tags)
+    assert "all rows pooled" in str(artifacts["summary"].data)
     assert artifacts["progress"].data == 100.0
     assert '"round": "3"' in str(artifacts["rounds"].data) and "trained in" in str(artifacts["rounds"].data)
 

@@ -1,0 +1,1 @@
+"""The report of a job: from its manifests and records to one HTML file that needs nothing else."""
