@@ -16,6 +16,7 @@ from flows.commands.jobs import compare, runs, show
 from flows.commands.models import models
 from flows.commands.pod import pod
 from flows.commands.retrain import retrain
+from flows.commands.servers import down, up
 from flows.commands.train import train
 from flows.commands.ui import ui
 from flows.exit_codes import CODES_HELP, INTERRUPTED, UNEXPECTED, exit_code
@@ -27,7 +28,7 @@ def cli() -> None:
     """Train, evaluate and apply PyTorch models as a workflow that can be killed and continued."""
 
 
-for each in (train, evaluate, predict, retrain, runs, show, compare, deploy, automations, models, pod, ui):
+for each in (train, evaluate, predict, retrain, runs, show, compare, deploy, automations, models, pod, up, down, ui):
     cli.add_command(each)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 
 from bitfount_model.errors import ConfigurationError
 from flows.environment import prepare
+from flows.services import mlflow_command
 from flows.workspace import Workspace
 
 
@@ -25,9 +25,8 @@ def serve(workspace: Workspace, port: int) -> int:
         raise ConfigurationError(f"there are no runs in {workspace.home}: train a job first, or name its --home")
     prepare(workspace.home, verbose=False)
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *mlflow_command("127.0.0.1", port),
         *("--backend-store-uri", workspace.tracking_uri, "--default-artifact-root", workspace.artifacts.as_uri()),
-        *("--uvicorn-opts", "--log-level warning"),
     ]
     # In a session of its own, so that it and its workers end together, whatever ends this command.
     server = subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, start_new_session=True)  # noqa: S603 - no shell

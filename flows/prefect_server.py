@@ -1,11 +1,12 @@
 """A Prefect API for as long as one command runs: started beside it, and gone when it is gone, even when it was killed.
 
-Run as a module, this is the server process itself: `python -m flows.prefect_server PORT PARENT`. Nothing heavy is imported here:
-the server starts while the command is still importing what it needs.
+Run as a module, this is the server process itself, also of `bitfount-flows up`: `python -m flows.prefect_server PORT --help`.
+Nothing heavy is imported here: the server starts while the command is still importing what it needs.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from flows.environment import SERVER
 WAIT_SECONDS = 120
 ANSWER_SECONDS = 10
 POLL_SECONDS = 0.05
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class ServerError(RuntimeError):
@@ -43,13 +45,13 @@ class PrefectServer:
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self.log = home / "server.log"
         database = f"sqlite+aiosqlite:///{(home / 'prefect.db').resolve()}"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "flows.prefect_server", str(port), str(os.getpid())],
+                [sys.executable, "-m", "flows.prefect_server", str(port), "--parent", str(os.getpid())],
                 env={
                     **os.environ,
                     **SERVER,
@@ -134,7 +136,8 @@ def require_answer(url: str) -> None:
         ) from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -147,20 +150,41 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def serve(port: int, parent: int) -> None:
-    """Runs the server in this process."""
-    import uvicorn
+def serve(port: int, host: str, allowed_hosts: Sequence[str], parent: int | None) -> None:
+    """Runs the server in this process.
 
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    Args:
+        port: to listen on.
+        host: address to listen on.
+        allowed_hosts: names, besides this machine's own, that a request may give in its Host header. Prefect takes any, so
+            that a page of another site whose name is made to point here could read the answers.
+        parent: process with which the server ends; None for a server that stays.
+    """
+    import uvicorn
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
+    from prefect.server.api.server import create_app
+
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        host="127.0.0.1",
+        TrustedHostMiddleware(create_app(), [*LOOPBACK, *allowed_hosts], www_redirect=False),
+        host=host,
         port=port,
         log_level="warning",
         lifespan="on",
     )
 
 
+def main(arguments: Sequence[str]) -> None:
+    """The server process."""
+    parser = argparse.ArgumentParser(prog="python -m flows.prefect_server")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--allowed-hosts", nargs="*", default=[])
+    parser.add_argument("--parent", type=int)
+    given = parser.parse_args(arguments)
+    serve(given.port, given.host, given.allowed_hosts, given.parent)
+
+
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[1:])

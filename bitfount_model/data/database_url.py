@@ -29,9 +29,7 @@ def parsed_url(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # the cause quotes the URL, which may hold a password
-        raise ConfigurationError(
-            "database: the URL cannot be read, wanted driver://user:password@host:port/database"
-        ) from None
+        raise ConfigurationError("the URL cannot be read, wanted driver://user:password@host:port/database") from None
     return parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
 
 

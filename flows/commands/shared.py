@@ -48,13 +48,18 @@ class Unreachable(click.ClickException):
     exit_code = 5
 
 
+def check_home(home: Path) -> None:
+    """Refuses a folder whose path cannot be part of the URL of a SQLite database."""
+    if "?" in str(home.resolve()):  # where the options begin
+        raise click.UsageError(f"--home {home}: the path holds a '?'; choose another folder")
+
+
 @contextmanager
 def command(home: Path, *, as_json: bool, verbose: bool) -> Iterator[Surroundings]:
     """What a command runs in; its Prefect server starts while the packages are being imported, and ends with it."""
     from flows.prefect_server import prefect_server
 
-    if "?" in str(home.resolve()):  # where the options begin in the URL of a SQLite database
-        raise click.UsageError(f"--home {home}: the path holds a '?'; choose another folder")
+    check_home(home)
     try:
         (home / "prefect").mkdir(parents=True, exist_ok=True)
     except OSError as error:

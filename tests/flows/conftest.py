@@ -134,8 +134,8 @@ def run_command(*arguments: str | Path, timeout: float = 240) -> Ended:
 
 
 @pytest.fixture
-def main(
-    prefect_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[[Sequence[str | Path]], Ended]:
     """The command line's `main` in this process: what it prints, and its exit code."""
     from flows.cli import main as entry
@@ -150,3 +150,11 @@ def main(
         return Ended(code if isinstance(code, int) else 0, said.out, said.err)
 
     return call
+
+
+@pytest.fixture
+def main(
+    prefect_url: str, command_line: Callable[[Sequence[str | Path]], Ended]
+) -> Callable[[Sequence[str | Path]], Ended]:
+    """The same, with the session's Prefect server."""
+    return command_line

@@ -44,7 +44,7 @@ class PrefectProcess:
         database = f"sqlite+aiosqlite:///{self._folder / 'prefect.db'}"
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.prefect_server", str(self.port), str(os.getpid())],
+                [sys.executable, "-m", "flows.prefect_server", str(self.port), "--parent", str(os.getpid())],
                 env={
                     **os.environ,
                     **SERVER,
