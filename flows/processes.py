@@ -102,6 +102,8 @@ def listener(port: int) -> str:
     """Who listens on a port, for people: a name and a process id, as far as this user may know."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                continue
+            if connection.laddr.port == port:
                 return f"{psutil.Process(connection.pid).name()!r} (process {connection.pid})"
     return "another process"
