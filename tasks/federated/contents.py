@@ -29,6 +29,7 @@ from tasks.run_contents import (
     inline,
     metric_keys,
     points_of,
+    run_name,
     valid_key,
 )
 from tasks.store import Manifest, Reference, Store, read_file
@@ -73,7 +74,7 @@ def job_contents(
         points += points_of(metric_keys("test", tested), tested, len(records))
     return RunContents(
         job_id=made["job_id"],
-        name=made["name"],
+        name=run_name(made["job_id"]),
         params=job_params(store, manifests),
         tags=job_tags(store, manifests, records, prefect_run, reason),
         points=tuple(points),
@@ -103,7 +104,7 @@ def pod_contents(
     rows = made["rows_by_pod"].get(pod, {})
     return RunContents(
         job_id=pod_run_id(made["job_id"], pod),
-        name=f"{made['name']} · {pod}",
+        name=pod_run_name(made["job_id"], pod),
         params={f"rows.{part}": str(count) for part, count in rows.items()},
         tags={PARENT: parent, POD: pod, "mlflow.note.content": pod_note(pod, made, evaluated, records)},
         points=tuple(points),
@@ -118,6 +119,11 @@ def pod_run_id(job_id: str, pod: str) -> str:
     return f"{job_id}/{pod}"
 
 
+def pod_run_name(job_id: str, pod: str) -> str:
+    """The name of a pod's run: the pod first, since lists and legends cut the end off."""
+    return f"{pod} · {run_name(job_id)}"
+
+
 def round_points(record: RoundRecord) -> list[Point]:
     """The metrics of one round over all pods, at that round as the step."""
     losses = [value for value in record.train_loss.values() if value is not None]
@@ -127,10 +133,10 @@ def round_points(record: RoundRecord) -> list[Point]:
         "time/round_seconds": record.seconds,
         "time/wait_seconds": record.wait_seconds,
         "time/aggregate_seconds": record.aggregate_seconds,
-        "bytes/down": float(record.bytes_down),
-        "bytes/up": float(record.bytes_up),
-        "pods/took_part": float(len(record.pods)),
-        "pods/missing": float(len(record.missing)),
+        "update/bytes_down": float(record.bytes_down),
+        "update/bytes_up": float(record.bytes_up),
+        "update/pods": float(len(record.pods)),
+        "update/pods_missing": float(len(record.missing)),
         "update/largest_norm": max(record.norms.values(), default=0.0),
     }
     step = record.round_number
@@ -142,10 +148,10 @@ def pod_points(pod: str, record: RoundRecord) -> list[Point]:
     """The metrics of one pod in one round; of a pod that was missing, only that."""
     step = record.round_number
     if pod not in record.pods:
-        return [Point("took_part", 0.0, step)] if pod in record.missing else []
+        return [Point("update/took_part", 0.0, step)] if pod in record.missing else []
     stats = record.by_pod.get(pod, {})
     values: dict[str, float | None] = {
-        "took_part": 1.0,
+        "update/took_part": 1.0,
         "train/loss": record.train_loss.get(pod),
         "time/fit_seconds": record.fit_seconds.get(pod),
         "update/norm": record.norms.get(pod),
@@ -198,6 +204,7 @@ def job_tags(
     made = manifests["initialise"].values
     fitted = manifests["fit"].values if "fit" in manifests else {}
     named = {
+        "bitfount.job": made["name"],
         "bitfount.job_id": made["job_id"],
         "bitfount.code_version": made["code_version"],
         "bitfount.seed": made["seed"],
@@ -227,7 +234,7 @@ def job_note(
         f"**Model** `{made['model_class']}`, {made['problem']}, {made['parameters_count']:,} parameters; batches of"
         f" {made['batch_size']}, seed {made['seed']}",
         "",
-        f"**Pods** {len(by_pod)}: {made['columns']:,} columns, target {inline(', '.join(made['targets']))};"
+        f"**Pods** {inline(', '.join(sorted(by_pod)))}: {made['columns']:,} columns, target {inline(', '.join(made['targets']))};"
         f" {rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows in all",
         "",
         f"**Rounds** {len(records)} of {made['rounds']}{absences(records)}",
