@@ -6,7 +6,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,12 @@ WHOLE_STEPS = {"plots": "plots", "package": "model"}
 """Step -> the run's folder for all of its files; files of other steps are not shown."""
 
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_SCHEMA = 250, 6000, 8000, 1_000_000  # characters that MLflow takes
-DIGEST = 8  # characters of the rows' sha256 in a data set's digest: as many as in MLflow's own, so that its tables have room
+DIGEST = (
+    8  # characters of the rows' sha256 in a data set's digest: as many as in MLflow's own, so that its tables have room
+)
 REASON = "bitfount.reason"
 HEADLINE_METRICS = 4
+ROOM = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -249,9 +252,8 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
         lines += [f"**Training** took {fitted['seconds']:,.1f} s; weights `{fitted['weights_sha256'][:16]}…`", ""]
     tested = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
     if tested["metrics"]:
-        lines += [f"**Metrics** of {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {cell(name)} | {figure(value)} |" for name, value in tested["metrics"].items()]
-        lines.append("")
+        rows_shown = [("metric", "value"), *((name, figure(value)) for name, value in tested["metrics"].items())]
+        lines += [f"**Metrics** of {tested['rows']:,} test rows", "", *table(rows_shown), ""]
     if "report" in manifests:
         lines += ["**Report** `report.html`, among the artifacts", ""]
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
@@ -337,6 +339,13 @@ def figure(value: float | None) -> str:
 def inline(text: str) -> str:
     """Text that a note can hold without breaking its Markdown."""
     return cut(" ".join(text.replace("`", "'").split()), 1000)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, the first row its head."""
+    # MLflow's page sets the cells of a row side by side without room: the space that does not break makes some.
+    head, *below = [f"| {' | '.join(f'{cell(each)}{ROOM}' for each in row)} |" for row in rows]
+    return [head, f"|{'---|' * len(rows[0])}", *below]
 
 
 def cell(text: str) -> str:

@@ -95,9 +95,9 @@ class RoundsPage:
 
     def _show(self, client: SyncPrefectClient, rows: list[dict[str, str]], progress: float) -> None:
         if self._artifacts is None:
-            name = f"Job {self._job.job_id}"
-            bar = create_progress_artifact(progress, key="progress", description=f"{name}: rounds done")
-            table = create_table_artifact(rows, key="rounds", description=f"{name}: its rounds and pods")
+            job_id = self._job.job_id
+            bar = create_progress_artifact(progress, key="progress", description=f"Progress of {job_id}")
+            table = create_table_artifact(rows, key="rounds", description=f"Rounds of {job_id}")
             self._artifacts = (bar, table)
             return
         bar, table = self._artifacts

@@ -17,9 +17,10 @@ from tasks.federated.contents import (
     pod_points,
     pod_run_id,
     pod_run_name,
+    pods_of,
     round_points,
 )
-from tasks.federated.round_record import RoundRecord, read_records, record_from_json
+from tasks.federated.round_record import read_records, record_from_json
 from tasks.live_metrics import LiveMetrics
 from tasks.mlflow_client import (
     ensure_experiment,
@@ -108,12 +109,6 @@ def replay_all(
         own = pod_contents(pod, run.info.run_id, manifests, records)
         pods[pod] = replay(store, own, tracking.uri, tracking.experiment, tracking.artifact_root, status)
     return run, pods
-
-
-def pods_of(initialised: Manifest, records: Sequence[RoundRecord]) -> list[str]:
-    """Every pod that joined, or was asked in a round."""
-    asked = {pod for record in records for pod in (*record.pods, *record.missing)}
-    return sorted(asked | set(initialised.values["rows_by_pod"]))
 
 
 class LiveRounds(LiveMetrics):

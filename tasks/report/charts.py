@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from tasks.colours import COLOURS
 from tasks.plot_style import (
-    COLOURS,
     DASHES,
     FAINT,
     INK,

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
-from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException, TimeoutException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -34,6 +38,8 @@ FLAGS = (
     "--no-first-run",
     "--hide-scrollbars",
     "--lang=en-GB",
+    # With a mouse, as at a desk: pages show tools over charts when there is none.
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
     # Pages must do with what their own server gives.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
@@ -84,26 +90,43 @@ class Browser:
         for each in words:
             self.until(lambda each=each: each in self.text, f"the page to show {each!r}")
 
+    def within(self, frame: str, *words: str) -> None:
+        """Waits until a page within the page, the first that a selector matches, shows all of these words."""
+        self.driver.switch_to.frame(self.until(lambda: self.all(frame), frame)[0])
+        try:
+            self.see(*words)
+        finally:
+            self.driver.switch_to.default_content()
+
     def until(self, condition: Callable[[], Value], what: str) -> Value:
         """Waits until a condition gives something that is true, and gives it.
 
         Raises:
             AssertionError: it has not become true in time; the message has what the page shows.
         """
-        wait = WebDriverWait(self.driver, WAIT_SECONDS, 0.1, (StaleElementReferenceException, ElementClickInterceptedException))
+        wait = WebDriverWait(
+            self.driver, WAIT_SECONDS, 0.1, (StaleElementReferenceException, ElementClickInterceptedException)
+        )
         try:
             return wait.until(lambda _: condition())
         except TimeoutException:
-            raise AssertionError(f"waited {WAIT_SECONDS} s for {what}; {self.driver.current_url} shows:\n{self.text}") from None
+            raise AssertionError(
+                f"waited {WAIT_SECONDS} s for {what}; {self.driver.current_url} shows: {self.text}"
+            ) from None
 
     @property
     def text(self) -> str:
-        """What the page shows, as a reader reads it."""
-        return str(self.script("return document.body ? document.body.innerText : ''"))
+        """What the page shows, as a reader reads it: words with one blank between them."""
+        return " ".join(self.script("return document.body ? document.body.innerText : ''").split())
 
     def script(self, code: str, *arguments: Any) -> Any:
         """Runs JavaScript in the page."""
         return self.driver.execute_script(code, *arguments)  # type: ignore[no-untyped-call]
+
+    def texts(self, css: str) -> list[str]:
+        """What the elements say that a selector matches now."""
+        found: list[str] = self.script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", css)
+        return found
 
     def all(self, css: str, within: WebElement | None = None) -> list[WebElement]:
         """The elements that a selector matches now."""
@@ -112,12 +135,17 @@ class Browser:
     def named(self, css: str, words: str) -> WebElement:
         """The first element of a kind that says exactly this."""
         return self.until(
-            lambda: next((each for each in self.all(css) if each.text.strip() == words), None), f"{css} that says {words!r}"
+            lambda: next((each for each in self.all(css) if each.text.strip() == words), None),
+            f"{css} that says {words!r}",
         )
 
     def click(self, css: str, words: str) -> None:
         """Clicks on the element of a kind that says exactly this."""
         self.until(lambda: self.named(css, words).click() or True, f"{words!r} to take a click")
+
+    def into_sight(self, element: WebElement) -> None:
+        """Scrolls an element into the middle of the window."""
+        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
 
     def links(self) -> dict[str, str]:
         """What the page's links say -> where they lead."""

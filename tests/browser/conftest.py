@@ -92,7 +92,7 @@ def reviewed(
         ended = run_command(
             *("train", example / "job.yaml", "--home", home, "--job-id", f"hospitals-{optimiser.lower()}", "--json"),
             *("--tracking-uri", mlflow_server.uri, "--set", f"register={MODEL}"),
-            *("--set", f"federation.optimiser={optimiser}"),
+            *("--set", f"federation.optimiser={optimiser}", "--set", "training.epochs=10"),
             environment={"PREFECT_API_URL": f"{prefect_with_pages}/api"},
         )
         assert ended.code == 0, ended
