@@ -126,7 +126,7 @@ class Browser:
     def texts(self, css: str) -> list[str]:
         """What the elements say that a selector matches now."""
         found: list[str] = self.script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", css)
-        return found
+        return [text.replace("\u00a0", " ") for text in found]
 
     def all(self, css: str, within: WebElement | None = None) -> list[WebElement]:
         """The elements that a selector matches now."""
@@ -150,6 +150,11 @@ class Browser:
     def links(self) -> dict[str, str]:
         """What the page's links say -> where they lead."""
         return dict(self.script("return [...document.links].map(a => [a.innerText.trim(), a.href])"))
+
+    def has_colours(self, element: WebElement) -> bool:
+        """Whether anything is drawn in an element that is neither white, grey nor black."""
+        shown = Image.open(io.BytesIO(element.screenshot_as_png)).convert("HSV")
+        return max(shown.getchannel("S").tobytes()) > 100
 
     def picture(self, name: str, height: int | None = None) -> Path:
         """Takes a picture of what the window shows.
