@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tasks.colours import COLOURS
 from tasks.curves import Classified, Curve, confusion, mean_curve, precision_recall, roc
 from tasks.plot_style import (
-    COLOURS,
     DASHES,
     FAINT,
     INK,

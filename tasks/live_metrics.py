@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from bitfount_model.errors import BitfountError, ConfigurationError
 from tasks.mlflow_client import connect, ensure_experiment, ensure_run, log_points, tracking_errors
 from tasks.record import recording
-from tasks.run_contents import epoch_points
+from tasks.run_contents import epoch_points, run_name
 from tasks.store import Store, read_manifest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LiveMetrics:
         if manifest is None:
             raise ConfigurationError(f"the job in {store.url} has not been initialised: it has no run for metrics")
         self.store = store
-        self.job_id, self.name = manifest.values["job_id"], manifest.values["name"]
+        self.job_id: str = manifest.values["job_id"]
         self.tracking_uri = tracking_uri
         self.experiment = experiment
         self.artifact_root = artifact_root
@@ -124,5 +124,5 @@ class LiveMetrics:
         """
         with tracking_errors(self.tracking_uri), recording(self.store):
             experiment_id = ensure_experiment(client, self.experiment, self.artifact_root)
-            run = ensure_run(client, experiment_id, self.job_id, self.name)
+            run = ensure_run(client, experiment_id, self.job_id, run_name(self.job_id))
             log_points(client, run, [point for record in batch for point in epoch_points(record)])

@@ -16,7 +16,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 DPI = 120
-COLOURS = ("#0b6fb8", "#d1495b", "#2e8b57", "#e69f00", "#7b52ab", "#3aafc4", "#8c564b", "#4f5b66", "#b5a000", "#d96ba0")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 INK, FAINT, RULE = "#22303c", "#6b7884", "#e3e8ed"
 FONT = "DejaVu Sans"  # comes with matplotlib

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from bitfount_model.types import Problem
 from tasks.class_plots import confusion_matrix, label_table, precision_recall_plot, roc_plot
+from tasks.colours import COLOURS
 from tasks.curves import Classified, agreement, classified
 from tasks.plot_style import (
-    COLOURS,
     DASHES,
     DENSITY,
     FAINT,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-SHOWN = ("bitfount.job_id", "bitfount.weights_sha256", "bitfount.data_sha256", "bitfount.code_version")
+SHOWN = ("bitfount.job_id", "bitfount.code_version")
 """Tags of a run that its version has too; its test metrics are others."""
 
 
@@ -53,6 +53,16 @@ def register_job(store: Store, *, tracking_uri: str, name: str) -> Manifest:
     return write_manifest(store, Manifest("register", {}, values))
 
 
+def description_of(name: str) -> str:
+    """What a registered model's page says: how its champion is used."""
+    champion = f"{name}@{CHAMPION}"
+    return (
+        f"Trained by bitfount-flows; each version says on what, and how well it does. In a job, `model: {{reference:"
+        f" {champion}}}` takes the version in use; `mlflow models serve --model-uri models:/{champion} --env-manager local`"
+        " answers for it."
+    )
+
+
 def version_of(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
     """The version that this run has been made, if it has."""
     return next((version for version in versions_of(client, name) if version.run_id == run_id), None)
@@ -61,7 +71,7 @@ def version_of(client: MlflowClient, name: str, run_id: str) -> ModelVersion | N
 def new_version(client: MlflowClient, name: str, run: Run) -> ModelVersion:
     """Makes a run's model a version; its note and test metrics are the run's."""
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=description_of(name))
     metrics = {key: f"{value:.6g}" for key, value in run.data.metrics.items() if key.startswith("test/")}
     return client.create_model_version(
         name,

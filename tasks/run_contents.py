@@ -6,7 +6,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,12 @@ WHOLE_STEPS = {"plots": "plots", "package": "model"}
 """Step -> the run's folder for all of its files; files of other steps are not shown."""
 
 MAX_KEY, MAX_PARAM, MAX_TAG, MAX_SCHEMA = 250, 6000, 8000, 1_000_000  # characters that MLflow takes
-DIGEST = 32  # characters of the rows' sha256 in a data set's digest, for which MLflow has 36
+DIGEST = (
+    8  # characters of the rows' sha256 in a data set's digest: as many as in MLflow's own, so that its tables have room
+)
 REASON = "bitfount.reason"
 HEADLINE_METRICS = 4
+ROOM = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def run_contents(
     )
     return RunContents(
         job_id=made["job_id"],
-        name=made["name"],
+        name=run_name(made["job_id"]),
         params=params(made),
         tags=tags(store, manifests, prefect_run, reason),
         points=points,
@@ -135,6 +138,11 @@ def run_contents(
         files=files,
         steps=tuple(manifests),
     )
+
+
+def run_name(job_id: str) -> str:
+    """A run's name: the job's id, without the time that an id has which nobody chose, since MLflow shows it beside."""
+    return re.sub(r"-\d{8}-\d{6}-([0-9a-f]{4})$", r" \1", job_id)
 
 
 def epoch_points(record: Mapping[str, Any]) -> list[Point]:
@@ -206,6 +214,7 @@ def tags(
     """The run's tags; the note that MLflow shows on top of the page is one of them."""
     made = manifests["initialise"].values
     named = {
+        "bitfount.job": made["name"],
         "bitfount.job_id": made["job_id"],
         "bitfount.code_version": made["code_version"],
         "bitfount.seed": made["seed"],
@@ -243,9 +252,8 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
         lines += [f"**Training** took {fitted['seconds']:,.1f} s; weights `{fitted['weights_sha256'][:16]}…`", ""]
     tested = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
     if tested["metrics"]:
-        lines += [f"**Metrics** of {tested['rows']:,} test rows", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {cell(name)} | {figure(value)} |" for name, value in tested["metrics"].items()]
-        lines.append("")
+        rows_shown = [("metric", "value"), *((name, figure(value)) for name, value in tested["metrics"].items())]
+        lines += [f"**Metrics** of {tested['rows']:,} test rows", "", *table(rows_shown), ""]
     if "report" in manifests:
         lines += ["**Report** `report.html`, among the artifacts", ""]
     lines.append(f"Job `{made['job_id']}`, kept in `{store.url}`")
@@ -253,10 +261,13 @@ def note(store: Store, manifests: Mapping[str, Manifest], reason: str | None = N
 
 
 def headline(manifests: Mapping[str, Manifest]) -> list[str]:
-    """The result in a line of Markdown, the first of a note: MLflow folds all but the beginning; nothing without a result."""
+    """The result in a line, the first of a note; nothing without a result.
+
+    MLflow folds all but the beginning, and shows a version's in tables as plain text.
+    """
     tested: Mapping[str, Any] = manifests["evaluate"].values if "evaluate" in manifests else {"metrics": {}}
     shown = [f"{inline(name)} {figure(value)}" for name, value in tested["metrics"].items()]
-    return [f"**Result** {', '.join(shown[:HEADLINE_METRICS])} on {tested['rows']:,} test rows", ""] if shown else []
+    return [f"{', '.join(shown[:HEADLINE_METRICS])} on {tested['rows']:,} test rows", ""] if shown else []
 
 
 def datasets(store: Store, manifests: Mapping[str, Manifest]) -> tuple[DataSet, ...]:
@@ -319,13 +330,22 @@ def as_text(value: Any) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A metric for people."""
-    return "not defined" if value is None else f"{value:.4g}"
+    """A metric for people: four decimals, or four digits where those say nothing."""
+    if value is None:
+        return "not defined"
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.4g}"
 
 
 def inline(text: str) -> str:
     """Text that a note can hold without breaking its Markdown."""
     return cut(" ".join(text.replace("`", "'").split()), 1000)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, the first row its head."""
+    # MLflow's page sets the cells of a row side by side without room: the space that does not break makes some.
+    head, *below = [f"| {' | '.join(f'{cell(each)}{ROOM}' for each in row)} |" for row in rows]
+    return [head, f"|{'---|' * len(rows[0])}", *below]
 
 
 def cell(text: str) -> str:

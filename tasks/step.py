@@ -22,13 +22,13 @@ def step(name: str, run_name: str | None = None) -> Callable[[Callable[Parameter
 
     Args:
         name: of the step.
-        run_name: how one run of it is called in Prefect, with the function's arguments in braces.
+        run_name: how one run of it is called in Prefect, with the function's arguments in braces; None for the step's name.
 
     The store decides whether a step is done, so Prefect neither caches nor keeps results.
     """
     return task(
         name=name,
-        task_run_name=run_name,
+        task_run_name=run_name or name,  # Prefect's own has a number behind it that says nothing
         retries=RETRIES,
         retry_delay_seconds=exponential_backoff(backoff_factor=FIRST_DELAY_SECONDS),
         retry_jitter_factor=0.5,

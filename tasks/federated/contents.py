@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitfount_model.data import BitfountSchema
+from tasks.colours import COLOURS
 from tasks.federated.compare import comparison_rows
 from tasks.federated.round_record import RoundRecord
 from tasks.run_contents import (
@@ -20,7 +21,6 @@ from tasks.run_contents import (
     Point,
     RunContents,
     as_text,
-    cell,
     column_spec,
     cut,
     figure,
@@ -29,6 +29,8 @@ from tasks.run_contents import (
     inline,
     metric_keys,
     points_of,
+    run_name,
+    table,
     valid_key,
 )
 from tasks.store import Manifest, Reference, Store, read_file
@@ -73,7 +75,7 @@ def job_contents(
         points += points_of(metric_keys("test", tested), tested, len(records))
     return RunContents(
         job_id=made["job_id"],
-        name=made["name"],
+        name=run_name(made["job_id"]),
         params=job_params(store, manifests),
         tags=job_tags(store, manifests, records, prefect_run, reason),
         points=tuple(points),
@@ -101,11 +103,17 @@ def pod_contents(
         tested = evaluated["by_pod"][pod]
         points += points_of(metric_keys("test", tested), tested, len(records))
     rows = made["rows_by_pod"].get(pod, {})
+    colour = COLOURS[pods_of(manifests["initialise"], records).index(pod) % len(COLOURS)]
     return RunContents(
         job_id=pod_run_id(made["job_id"], pod),
-        name=f"{made['name']} · {pod}",
+        name=pod_run_name(made["job_id"], pod),
         params={f"rows.{part}": str(count) for part, count in rows.items()},
-        tags={PARENT: parent, POD: pod, "mlflow.note.content": pod_note(pod, made, evaluated, records)},
+        tags={
+            PARENT: parent,
+            POD: pod,
+            "mlflow.runColor": colour,
+            "mlflow.note.content": pod_note(pod, made, evaluated, records),
+        },
         points=tuple(points),
         datasets=(),
         files=(),
@@ -113,9 +121,20 @@ def pod_contents(
     )
 
 
+def pods_of(initialised: Manifest, records: Sequence[RoundRecord]) -> list[str]:
+    """Every pod that joined, or was asked in a round; sorted."""
+    asked = {pod for record in records for pod in (*record.pods, *record.missing)}
+    return sorted(asked | set(initialised.values["rows_by_pod"]))
+
+
 def pod_run_id(job_id: str, pod: str) -> str:
     """What marks the run of a pod in a job, as the job's id marks the job's run."""
     return f"{job_id}/{pod}"
+
+
+def pod_run_name(job_id: str, pod: str) -> str:
+    """The name of a pod's run: the pod first, since lists and legends cut the end off."""
+    return f"{pod} · {run_name(job_id)}"
 
 
 def round_points(record: RoundRecord) -> list[Point]:
@@ -127,32 +146,31 @@ def round_points(record: RoundRecord) -> list[Point]:
         "time/round_seconds": record.seconds,
         "time/wait_seconds": record.wait_seconds,
         "time/aggregate_seconds": record.aggregate_seconds,
-        "bytes/down": float(record.bytes_down),
-        "bytes/up": float(record.bytes_up),
-        "pods/took_part": float(len(record.pods)),
-        "pods/missing": float(len(record.missing)),
+        "update/bytes_down": float(record.bytes_down),
+        "update/bytes_up": float(record.bytes_up),
+        "update/pods": float(len(record.pods)),
+        "update/pods_missing": float(len(record.missing)),
         "update/largest_norm": max(record.norms.values(), default=0.0),
     }
     step = record.round_number
-    own = points_of({key: key for key in values}, values, step)
-    return own + points_of(metric_keys("validation", record.metrics), record.metrics, step)
+    learned = points_of(metric_keys("validation", record.metrics), record.metrics, step)
+    return learned + points_of({key: key for key in values}, values, step)
 
 
 def pod_points(pod: str, record: RoundRecord) -> list[Point]:
     """The metrics of one pod in one round; of a pod that was missing, only that."""
     step = record.round_number
     if pod not in record.pods:
-        return [Point("took_part", 0.0, step)] if pod in record.missing else []
+        return [Point("update/took_part", 0.0, step)] if pod in record.missing else []
     stats = record.by_pod.get(pod, {})
     values: dict[str, float | None] = {
-        "took_part": 1.0,
+        "update/took_part": 1.0,
         "train/loss": record.train_loss.get(pod),
         "time/fit_seconds": record.fit_seconds.get(pod),
         "update/norm": record.norms.get(pod),
     }
-    return points_of({key: key for key in values}, values, step) + points_of(
-        metric_keys("validation", stats), stats, step
-    )
+    learned = points_of(metric_keys("validation", stats), stats, step)
+    return learned + points_of({key: key for key in values}, values, step)
 
 
 def job_params(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, str]:
@@ -198,6 +216,7 @@ def job_tags(
     made = manifests["initialise"].values
     fitted = manifests["fit"].values if "fit" in manifests else {}
     named = {
+        "bitfount.job": made["name"],
         "bitfount.job_id": made["job_id"],
         "bitfount.code_version": made["code_version"],
         "bitfount.seed": made["seed"],
@@ -227,7 +246,7 @@ def job_note(
         f"**Model** `{made['model_class']}`, {made['problem']}, {made['parameters_count']:,} parameters; batches of"
         f" {made['batch_size']}, seed {made['seed']}",
         "",
-        f"**Pods** {len(by_pod)}: {made['columns']:,} columns, target {inline(', '.join(made['targets']))};"
+        f"**Pods** {inline(', '.join(sorted(by_pod)))}: {made['columns']:,} columns, target {inline(', '.join(made['targets']))};"
         f" {rows['train']:,} training, {rows['validation']:,} validation, {rows['test']:,} test rows in all",
         "",
         f"**Rounds** {len(records)} of {made['rounds']}{absences(records)}",
@@ -267,21 +286,19 @@ def result_table(evaluated: Mapping[str, Any]) -> list[str]:
     if not evaluated["metrics"]:
         return ["No pod has test rows.", ""]
     head = ["metric", f"all ({evaluated['rows']:,} rows)"]
-    head += [f"{cell(pod)} ({evaluated['rows_by_pod'][pod]:,})" for pod in pods]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for name, value in evaluated["metrics"].items():
-        shown = [figure(value), *(figure(evaluated["by_pod"][pod].get(name)) for pod in pods)]
-        lines.append(f"| {cell(name)} | {' | '.join(shown)} |")
-    return ["**Metrics** of the pods' test rows, averaged over rows", "", *lines, ""]
+    head += [f"{pod} ({evaluated['rows_by_pod'][pod]:,})" for pod in pods]
+    rows = [
+        [name, figure(value), *(figure(evaluated["by_pod"][pod].get(name)) for pod in pods)]
+        for name, value in evaluated["metrics"].items()
+    ]
+    return ["**Metrics** of the pods' test rows, averaged over rows", "", *table([head, *rows]), ""]
 
 
 def comparison_table(values: Mapping[str, Any]) -> list[str]:
     """What federating was worth, as a Markdown table."""
     names = list(values["federated"])
-    lines = [f"| trained on | {' | '.join(map(cell, names))} |", f"|{'---|' * (len(names) + 1)}"]
-    for who, metrics in comparison_rows(values):
-        lines.append(f"| {cell(who)} | {' | '.join(figure(metrics.get(name)) for name in names)} |")
-    return ["**Comparison** on the test rows of all pods", "", *lines, ""]
+    rows = [[who, *(figure(metrics.get(name)) for name in names)] for who, metrics in comparison_rows(values)]
+    return ["**Comparison** on the test rows of all pods", "", *table([["trained on", *names], *rows]), ""]
 
 
 def pod_note(pod: str, made: Mapping[str, Any], evaluated: Mapping[str, Any], records: Sequence[RoundRecord]) -> str:

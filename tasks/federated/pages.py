@@ -95,10 +95,10 @@ class RoundsPage:
 
     def _show(self, client: SyncPrefectClient, rows: list[dict[str, str]], progress: float) -> None:
         if self._artifacts is None:
-            name = f"Job {self._job.job_id}"
-            bar = cast(UUID, create_progress_artifact(progress, key="progress", description=f"{name}: rounds done"))
-            table = cast(UUID, create_table_artifact(rows, key="rounds", description=f"{name}: its rounds and pods"))
-            self._artifacts = (bar, table)
+            job_id = self._job.job_id
+            bar = create_progress_artifact(progress, key="progress", description=f"Progress of {job_id}")
+            table = create_table_artifact(rows, key="rounds", description=f"Rounds of {job_id}")
+            self._artifacts = (cast(UUID, bar), cast(UUID, table))  # coroutines only where a loop runs
             return
         bar, table = self._artifacts
         client.update_artifact(bar, ArtifactUpdate(data=progress))

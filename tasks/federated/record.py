@@ -9,8 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from bitfount_model.errors import ConfigurationError
-from tasks.federated.contents import PARENT, POD, job_contents, pod_contents, pod_points, pod_run_id, round_points
-from tasks.federated.round_record import RoundRecord, read_records, record_from_json
+from tasks.federated.contents import (
+    PARENT,
+    POD,
+    job_contents,
+    pod_contents,
+    pod_points,
+    pod_run_id,
+    pod_run_name,
+    pods_of,
+    round_points,
+)
+from tasks.federated.round_record import read_records, record_from_json
 from tasks.live_metrics import LiveMetrics
 from tasks.mlflow_client import (
     ensure_experiment,
@@ -22,6 +32,7 @@ from tasks.mlflow_client import (
 )
 from tasks.record import finished_steps, recording, replay
 from tasks.recording import Tracking
+from tasks.run_contents import run_name
 from tasks.store import Manifest, Store, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -100,12 +111,6 @@ def replay_all(
     return run, pods
 
 
-def pods_of(initialised: Manifest, records: Sequence[RoundRecord]) -> list[str]:
-    """Every pod that joined, or was asked in a round."""
-    asked = {pod for record in records for pod in (*record.pods, *record.missing)}
-    return sorted(asked | set(initialised.values["rows_by_pod"]))
-
-
 class LiveRounds(LiveMetrics):
     """A thread that logs the records of rounds to the runs of the job and its pods; see `LiveMetrics`."""
 
@@ -129,9 +134,9 @@ class LiveRounds(LiveMetrics):
         if key not in runs:
             experiment_id = ensure_experiment(client, self.experiment, self.artifact_root)
             if pod is None:
-                runs[key] = ensure_run(client, experiment_id, self.job_id, self.name)
+                runs[key] = ensure_run(client, experiment_id, self.job_id, run_name(self.job_id))
             else:
-                own = ensure_run(client, experiment_id, pod_run_id(self.job_id, pod), f"{self.name} · {pod}")
+                own = ensure_run(client, experiment_id, pod_run_id(self.job_id, pod), pod_run_name(self.job_id, pod))
                 log_params_and_tags(client, own, {}, {PARENT: runs[""].info.run_id, POD: pod})
                 runs[key] = own
         return runs[key]

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from tasks.colours import COLOURS
 from tasks.plot_style import (
-    COLOURS,
     DASHES,
     FAINT,
     INK,
@@ -28,7 +28,6 @@ from tasks.plot_style import (
     label,
     whole_numbers,
 )
-from tasks.report.shared import figure as number
 from tasks.report.values import (
     MISSING,
     NOT_ASKED,
@@ -43,6 +42,7 @@ from tasks.report.values import (
     Series,
     Stack,
 )
+from tasks.run_contents import figure as number
 
 WIDTH = 4.4  # inches: what a phone shows in full and a desk shows twice side by side
 FRAME = "#aeb8c1"

@@ -12,7 +12,6 @@ from tasks.report.shared import (
     Ended,
     counted,
     facts_of,
-    figure,
     filled,
     going_on,
     length_of,
@@ -33,6 +32,7 @@ from tasks.report.values import (
     Stack,
     Table,
 )
+from tasks.run_contents import figure
 from tasks.store import Manifest
 
 ALL_PODS = "all pods"

@@ -14,7 +14,6 @@ from tasks.report.shared import (
     Ended,
     counted,
     facts_of,
-    figure,
     filled,
     going_on,
     length_of,
@@ -24,7 +23,7 @@ from tasks.report.shared import (
     state_of,
 )
 from tasks.report.values import Lines, Matrix, Points, Report, Section, Series, Table
-from tasks.run_contents import source_name
+from tasks.run_contents import figure, source_name
 from tasks.store import Manifest
 
 MOST_POINTS = 500

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.plot_style import COLOURS
+from tasks.colours import COLOURS
 from tasks.report.charts import svg
 from tasks.report.values import MISSING, NOT_ASKED, OVER_ALL, Report
 

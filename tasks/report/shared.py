@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tasks.report.values import Section, Table
-from tasks.run_contents import figure as short
+from tasks.run_contents import figure
 from tasks.store import Manifest
 
 Ended = Mapping[str, Any]
@@ -58,11 +58,6 @@ def counted(number: int, unit: str) -> str:
 def seconds_text(seconds: float) -> str:
     """Seconds for people, with three digits that say something."""
     return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
-
-
-def figure(value: float | None) -> str:
-    """A metric for a column of them: four decimals, or four digits where those say nothing."""
-    return f"{value:.4f}" if value is not None and (value == 0 or 0.001 <= abs(value) < 1000) else short(value)
 
 
 def metric_rows(metrics: Mapping[str, float | None]) -> tuple[tuple[str, str], ...]:

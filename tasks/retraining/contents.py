@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.mlflow_links import run_page, version_page
 from tasks.retraining.retraining_file import RetrainingFile
-from tasks.run_contents import MAX_TAG, Point, RunContents, as_text, cell, cut, figure, flat, inline, valid_key
+from tasks.run_contents import MAX_TAG, Point, RunContents, as_text, cut, figure, flat, inline, table, valid_key
 from tasks.store import Manifest
 
 PROMOTED, KEPT, SKIPPED, FAILED = "promoted", "kept", "skipped", "failed"
@@ -134,6 +134,4 @@ def drift_table(manifests: Mapping[str, Manifest]) -> list[str]:
     if not drift:
         return []
     rows = sorted(drift.items(), key=lambda item: -item[1])[:MOST_COLUMNS]
-    return ["| column | drift (population stability index) |", "|---|---|"] + [
-        f"| {cell(name)} | {figure(index)} |" for name, index in rows
-    ]
+    return table([("column", "drift (population stability index)"), *((name, figure(index)) for name, index in rows)])

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,10 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "flows.cli", *map(str, arguments)]
 
 
-def run_command(*arguments: str | Path, timeout: float = 240) -> Ended:
-    """Runs the command line in a process of its own."""
-    ended = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+def run_command(*arguments: str | Path, timeout: float = 240, environment: Mapping[str, str] | None = None) -> Ended:
+    """Runs the command line in a process of its own; its environment is this one's, with these variables."""
+    env = {**os.environ, **(environment or {})}
+    ended = subprocess.run(command(*arguments), env=env, capture_output=True, text=True, timeout=timeout, check=False)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 

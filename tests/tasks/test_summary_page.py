@@ -14,8 +14,14 @@ def recorded(uri: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
-        (recorded("http://mlflow:5000/"), "(http://mlflow:5000/#/experiments/3/runs/abc)"),
-        (recorded("https://me:secret@mlflow"), "(https://me:***@mlflow/#/experiments/3/runs/abc)"),
+        (
+            recorded("http://mlflow:5000/"),
+            "(http://mlflow:5000/#/experiments/3/runs/abc?workflowType=machine_learning)",
+        ),
+        (
+            recorded("https://me:secret@mlflow"),
+            "(https://me:***@mlflow/#/experiments/3/runs/abc?workflowType=machine_learning)",
+        ),
         (recorded("sqlite:////home/me/mlflow.db"), "run `abc` in `sqlite:////home/me/mlflow.db`"),
         (None, "Not recorded in MLflow yet"),
     ],

@@ -53,13 +53,13 @@ def test_mlflow_has_a_run_for_the_job_and_one_nested_in_it_for_each_pod(trained:
         "time/fit_seconds",
         "time/wait_seconds",
         "time/aggregate_seconds",
-        "bytes/up",
-        "bytes/down",
+        "update/bytes_up",
+        "update/bytes_down",
     }
     assert wanted <= job.data.metrics.keys()
     assert job.data.metrics["test/AUC"] == trained.summary["metrics"]["AUC"]
     for run in pods:
-        assert {"update/norm", "took_part", "validation/AUC", "test/AUC"} <= run.data.metrics.keys()
+        assert {"update/norm", "update/took_part", "validation/AUC", "test/AUC"} <= run.data.metrics.keys()
     files = {file.path for folder in ("", "model", "plots") for file in client.list_artifacts(job.info.run_id, folder)}
     assert {
         "model/model.py",

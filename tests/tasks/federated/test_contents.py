@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tasks.colours import COLOURS
 from tasks.federated import pod_worker
 from tasks.federated.contents import (
     PARENT,
@@ -18,13 +19,14 @@ from tasks.federated.contents import (
     pod_contents,
     pod_points,
     pod_run_id,
+    pod_run_name,
+    pods_of,
     result_table,
     round_points,
 )
 from tasks.federated.finish import ask_for_evaluation, collect_evaluation, keep_weights
-from tasks.federated.record import pods_of
 from tasks.federated.round_record import RoundRecord
-from tasks.run_contents import MAX_TAG, REASON, Point
+from tasks.run_contents import MAX_TAG, REASON, ROOM, Point
 from tasks.session import require
 from tasks.store import Manifest, Store
 from tests.tasks.federated.team import SECRET, Team, plain_step, trained
@@ -80,10 +82,10 @@ def test_a_round_is_a_step_of_every_metric() -> None:
         "time/round_seconds": RECORD.seconds,
         "time/wait_seconds": RECORD.wait_seconds,
         "time/aggregate_seconds": RECORD.aggregate_seconds,
-        "bytes/down": 100.0,
-        "bytes/up": 200.0,
-        "pods/took_part": 2.0,
-        "pods/missing": 1.0,
+        "update/bytes_down": 100.0,
+        "update/bytes_up": 200.0,
+        "update/pods": 2.0,
+        "update/pods_missing": 1.0,
         "update/largest_norm": 2.0,
         "validation/AUC": 0.75,
         "validation/loss": 0.5,
@@ -92,13 +94,13 @@ def test_a_round_is_a_step_of_every_metric() -> None:
 
 def test_a_pod_has_its_own_metrics_and_one_that_was_missing_only_that() -> None:
     assert by_key(pod_points("ann", RECORD)) == {
-        "took_part": 1.0,
+        "update/took_part": 1.0,
         "train/loss": 0.25,
         "time/fit_seconds": 0.25,
         "update/norm": 1.0,
         "validation/AUC": 0.5,
     }
-    assert pod_points("cat", RECORD) == [Point("took_part", 0.0, 7)]
+    assert pod_points("cat", RECORD) == [Point("update/took_part", 0.0, 7)]
     assert pod_points("not asked", RECORD) == []
 
 
@@ -113,9 +115,9 @@ def test_the_jobs_run_has_all_rounds_and_the_test_metrics_at_the_last(done: Done
     tested = [point for point in contents.points if point.key == "test/Accuracy"]
     assert rounds == {1, 2, 3}
     assert tested == [Point("test/Accuracy", done.manifests["evaluate"].values["metrics"]["Accuracy"], 3)]
-    assert [point.value for point in contents.points if point.key == "pods/missing"] == [0.0, 1.0, 0.0]
+    assert [point.value for point in contents.points if point.key == "update/pods_missing"] == [0.0, 1.0, 0.0]
     assert contents.steps == ("initialise", "fit", "evaluate")
-    assert contents.job_id == "job-1" and contents.name == "cells"
+    assert contents.job_id == contents.name == "job-1" and contents.tags["bitfount.job"] == "cells"
 
 
 def test_parameters_say_what_was_asked(done: Done) -> None:
@@ -163,13 +165,13 @@ def test_the_note_tells_pods_rounds_and_results(done: Done) -> None:
     note = job_contents(done.store, done.manifests, done.records).tags["mlflow.note.content"]
     best = done.manifests["fit"].values["best_round"]
     for words in (
-        "**Pods** 3: 3 columns, target y; 57 training, 9 validation, 6 test rows in all",
+        "**Pods** ann, bob, cat: 3 columns, target y; 57 training, 9 validation, 6 test rows in all",
         "**Rounds** 3 of 3; missing: bob in 1",
         f"best round {best}, its weights are kept beside the last",
         "| metric | all (6 rows) | ann (2) | bob (2) | cat (2) |",
         f"Job `job-1`, kept in `{done.store.url}`",
     ):
-        assert words in note
+        assert words in note.replace(ROOM, "")
 
 
 def test_files_lie_in_the_runs_folders_and_notes_between_steps_do_not(done: Done) -> None:
@@ -201,12 +203,12 @@ def test_the_data_set_counts_rows_and_shows_none(done: Done) -> None:
 
 def test_the_run_of_a_pod_is_nested_in_the_jobs(done: Done) -> None:
     contents = pod_contents("bob", "parent-run", done.manifests, done.records)
-    assert (
-        (contents.job_id, contents.name) == (pod_run_id("job-1", "bob"), "cells · bob") == ("job-1/bob", "cells · bob")
-    )
+    assert contents.job_id == pod_run_id("job-1", "bob") == "job-1/bob"
+    assert contents.name == pod_run_name("job-1", "bob") == "bob · job-1"
     assert contents.tags[PARENT] == "parent-run" and contents.tags[POD] == "bob"
+    assert contents.tags["mlflow.runColor"] == COLOURS[1], "the colour that bob has in the report"
     assert contents.params == {"rows.train": "19", "rows.validation": "3", "rows.test": "2"}
-    assert [point.value for point in contents.points if point.key == "took_part"] == [1.0, 0.0, 1.0]
+    assert [point.value for point in contents.points if point.key == "update/took_part"] == [1.0, 0.0, 1.0]
     assert [point.step for point in contents.points if point.key == "test/Accuracy"] == [3]
     note = contents.tags["mlflow.note.content"]
     assert "took part in 2 of 3 rounds" in note and "- missing: pod 'bob' failed to fit: ValueError" in note
@@ -218,7 +220,7 @@ def test_a_pod_that_never_joined_has_a_run_too(done: Done) -> None:
     assert pods_of(done.manifests["initialise"], records) == ["ann", "bob", "cat", "zoe"]
     contents = pod_contents("zoe", "parent-run", done.manifests, records)
     assert contents.params == {}
-    assert {(point.key, point.value) for point in contents.points} == {("took_part", 0.0)}
+    assert {(point.key, point.value) for point in contents.points} == {("update/took_part", 0.0)}
     assert "took part in 0 of 3 rounds" in contents.tags["mlflow.note.content"]
 
 
@@ -226,7 +228,7 @@ def test_names_of_others_do_not_break_a_table() -> None:
     values = {"metrics": {"A|B": 0.5}, "by_pod": {"p`1": {"A|B": None}}, "rows": 4, "rows_by_pod": {"p`1": 4}}
     head, line, row = result_table(values)[2:5]
     assert head.count("|") == line.count("|") == row.count("|") == 4
-    assert "A/B" in row and "not defined" in row and "0.5" in row
+    assert "A/B" in row and "not defined" in row and "0.5000" in row
     assert result_table({"metrics": {}, "by_pod": {}})[0] == "No pod has test rows."
 
 
@@ -238,12 +240,12 @@ def test_a_comparison_shows_each_pod_alone_their_mean_and_all_rows_pooled() -> N
         "alone_mean": {"AUC": 0.6},
     }
     rows = [line for line in comparison_table(values) if line.startswith("|")]
-    assert rows == [
+    assert [row.replace(ROOM, "") for row in rows] == [
         "| trained on | AUC |",
         "|---|---|",
-        "| ann alone | 0.5 |",
-        "| bob alone | 0.7 |",
-        "| mean of the pods alone | 0.6 |",
-        "| federated | 0.9 |",
-        "| all rows pooled | 0.95 |",
+        "| ann alone | 0.5000 |",
+        "| bob alone | 0.7000 |",
+        "| mean of the pods alone | 0.6000 |",
+        "| federated | 0.9000 |",
+        "| all rows pooled | 0.9500 |",
     ]
