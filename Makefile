@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test check bench format ui clean
+.PHONY: help install demo test screenshots check bench format ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ demo: install ## Train over three hospitals in one process, tracked in MLflow
 
 test: $(VENV)/.installed-test ## Run all tests
 	@$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+screenshots: $(VENV)/.installed-test ## Take the pictures of docs/images again, with Chromium
+	@SCREENSHOTS=docs/images $(BIN)/pytest tests/browser
 
 check: $(VENV)/.installed-check ## Check format, lint and types
 	$(BIN)/ruff format --check .
