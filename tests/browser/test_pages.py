@@ -126,7 +126,7 @@ def test_a_jobs_run_in_mlflow_says_result_model_pods_and_where_the_model_is(
     browser.see(f"AUC {metric(reviewed.first, 'AUC')}, Accuracy {metric(reviewed.first, 'Accuracy')} on 143 test rows")
     browser.see("Model TumourClassifier, binary", "Pods north, south, west: 31 columns, target malignant; 341 training")
     browser.see(*(f"{pod} · {FIRST}" for pod in PODS), "bitfount.job : hospitals")
-    browser.picture("mlflow_run", 800)
+    browser.picture("mlflow_run", 690)
     browser.click("button", "Show more")
     browser.see(
         "Show less", "Rounds 10 of 10", "all (143 rows) north (79) south (50) west (14)", "mean of the pods alone"
