@@ -33,7 +33,7 @@ def shown(notebook: nbformat.NotebookNode, beginning: str) -> nbformat.NotebookN
 
 def table(output: nbformat.NotebookNode) -> pd.DataFrame:
     """A table as the reader sees it."""
-    return pd.read_csv(StringIO(output.data["text/plain"]), sep=r"\s{2,}", engine="python", index_col=0)
+    return pd.read_fwf(StringIO(output.data["text/plain"]), index_col=0)
 
 
 def test_together_is_better_than_alone(ran: nbformat.NotebookNode) -> None:
