@@ -14,8 +14,6 @@ import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
-BUCKET = "artifacts"
-
 
 class _Quiet(MotoRequestHandler):
     """Keeps requests out of the tests' output."""
@@ -28,6 +26,7 @@ class ObjectStore:
     """An S3 server that can be stopped and started again on the same port; what was written stays.
 
     Attributes:
+        bucket: its only bucket; another name each time, since moto keeps one set of buckets for a whole process.
         environment: the variables under which s3fs, in this or another process, reaches it with a plain `s3://` URL.
         requests: how many it has answered.
     """
@@ -39,6 +38,7 @@ class ObjectStore:
         self._application = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self.requests = 0
+        self.bucket = f"artifacts-{uuid.uuid4().hex[:8]}"
         self.start()
         self.environment: Mapping[str, str] = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
@@ -54,7 +54,7 @@ class ObjectStore:
     @property
     def url(self) -> str:
         """A prefix of the bucket under which nothing is yet; another one each time."""
-        return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        return f"s3://{self.bucket}/{uuid.uuid4().hex}"
 
     def start(self) -> None:
         """Listens, on the same port as before if it was stopped."""
@@ -90,7 +90,7 @@ def object_store() -> Iterator[ObjectStore]:
         patch.delenv("AWS_SESSION_TOKEN", raising=False)
         # Instances are kept by their options, and the server's address is not among them.
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir(BUCKET)
+        s3fs.S3FileSystem().mkdir(store.bucket)
         try:
             yield store
         finally:

@@ -22,7 +22,7 @@ from flows.services import Wanted
 from flows.workspace import Workspace
 from tests.flows.conftest import Ended, command
 from tests.flows.federated.site import Site
-from tests.object_store import BUCKET, ObjectStore, object_store
+from tests.object_store import ObjectStore, object_store
 from tests.postgres import postgres
 
 SECRETS = {
@@ -66,7 +66,7 @@ def clients(databases: URL, store: ObjectStore, tmp_path_factory: pytest.TempPat
         mlflow_port=0,
         prefect_db=f"postgresql://flows:${{DB_PASSWORD}}@{place}/prefect",
         mlflow_db=f"postgresql://flows:${{DB_PASSWORD}}@{place}/mlflow",
-        artifacts=f"s3://{BUCKET}/mlflow",
+        artifacts=f"s3://{store.bucket}/mlflow",
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
@@ -130,7 +130,7 @@ def rows_of(databases: URL, database: str, query: str) -> list[tuple[Any, ...]]:
 
 
 def test_a_federated_job_gives_the_bits_of_the_embedded_one_and_is_kept_in_postgresql_and_s3(
-    pods: Site, clients: Mapping[str, str], databases: URL, tmp_path: Path
+    pods: Site, clients: Mapping[str, str], databases: URL, store: ObjectStore, tmp_path: Path
 ) -> None:
     job = ("train", pods.folder / "job.yaml", "--job-id", "job-1")
     federated = run(clients, *job, "--json", "--home", tmp_path / "modeller")
@@ -142,11 +142,11 @@ def test_a_federated_job_gives_the_bits_of_the_embedded_one_and_is_kept_in_postg
     assert embedded.code == 0, embedded.err
 
     assert federated.summary["weights_sha256"] == embedded.summary["weights_sha256"]
-    check_mlflow(databases, federated.summary, set(pods.names))
+    check_mlflow(databases, store, federated.summary, set(pods.names))
     check_prefect(databases, set(pods.names))
 
 
-def check_mlflow(databases: URL, summary: dict[str, Any], pods: set[str]) -> None:
+def check_mlflow(databases: URL, store: ObjectStore, summary: dict[str, Any], pods: set[str]) -> None:
     kept = rows_of(
         databases,
         "mlflow",
@@ -161,9 +161,9 @@ def check_mlflow(databases: URL, summary: dict[str, Any], pods: set[str]) -> Non
     )
     assert steps == [(ROUNDS,)]
 
-    store = s3fs.S3FileSystem()
-    weights = [path for path in store.find(f"{BUCKET}/mlflow") if path.endswith("weights.safetensors")]
-    assert summary["weights_sha256"] in {hashlib.sha256(store.cat(path)).hexdigest() for path in weights}
+    files = s3fs.S3FileSystem()
+    weights = [path for path in files.find(f"{store.bucket}/mlflow") if path.endswith("weights.safetensors")]
+    assert summary["weights_sha256"] in {hashlib.sha256(files.cat(path)).hexdigest() for path in weights}
     client = MlflowClient()
     run_id = summary["mlflow_run_id"]
     assert client.get_run(run_id).info.artifact_uri.startswith("mlflow-artifacts:/"), (
