@@ -107,7 +107,7 @@ def _moved(name: str, base: Tensor, updates: Sequence[Tensor], weights: Sequence
         changed = torch.stack([update for update, weight in zip(updates, weights, strict=True) if weight > 0])
         return base ^ changed.any(dim=0)
     if not base.is_floating_point():
-        before, step = base.to(torch.int64), _rounded_mean(updates, weights).to(base.device)
+        before, step = base.to(torch.int64), rounded_mean(updates, weights).to(base.device)
         wide = before + step
         return _narrowed(name, wide, ((before ^ wide) & (step ^ wide)) < 0, base.dtype)
     moved = _plus_mean(base, updates, weights)
@@ -136,8 +136,13 @@ def _plus_mean(base: Tensor, updates: Sequence[Tensor], weights: Sequence[float]
     return moved.reshape(base.shape)
 
 
-def _rounded_mean(updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The exact weighted mean of integer tensors, rounded half to even, as int64 on the CPU."""
+def rounded_mean(updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The exact weighted mean of integer tensors of one shape, rounded half to even, as int64 on the CPU.
+
+    Args:
+        updates: at least one.
+        weights: one finite number >= 0 each, not all 0.
+    """
     if all(torch.equal(updates[0], update) for update in updates[1:]):
         return updates[0].to("cpu", torch.int64)
     whole = _whole_weights(weights)

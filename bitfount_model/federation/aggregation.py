@@ -90,7 +90,7 @@ class RunningMean:
             ParameterError: names the pod: it is in already, its update does not fit the base (every difference is
                 listed), or its weight is no finite number >= 0.
         """
-        share = _checked_weight(pod, weight)
+        share = checked_weight(pod, weight)
         if pod in self._pods:
             raise ParameterError(f"the update of pod {quoted(pod)} is in the mean already: add each pod once a round")
         check_compatible(self._base, update, what=f"the update of pod {quoted(pod)}")
@@ -346,7 +346,12 @@ def _check_shapes(base: Parameters, given: Parameters, headline: str, *, wide: b
         raise refusal(headline, problems)
 
 
-def _checked_weight(pod: str, weight: object) -> float:
+def checked_weight(pod: str, weight: object) -> float:
+    """A pod's weight as a float.
+
+    Raises:
+        ParameterError: it is no finite number >= 0.
+    """
     if not _is_weight(weight):
         raise ParameterError(f"the weight of pod {quoted(pod)} is {quoted(weight)}, want a finite number >= 0")
     return float(weight)

@@ -16,6 +16,7 @@ from bitfount_model.data.preparation import Preparation
 from bitfount_model.data.schema import BitfountSchema
 from bitfount_model.errors import ConfigurationError, SerializationError
 from bitfount_model.federation.early_stopping import EarlyStopping
+from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
 from bitfount_model.federation.server_optimisers import PUBLISHED, server_settings
 from bitfount_model.types import JSON
 
@@ -47,7 +48,9 @@ class FederatedJob:
         param_clipping: as the model's argument.
         optimiser: the server's: a name in `SERVER_OPTIMISERS`.
         optimiser_settings: in place of the published ones.
-        weighted: pods count by their training rows; False counts each once.
+        aggregation: how the updates of a round become one: a name in `AGGREGATIONS`.
+        aggregation_settings: of it; see `robust`.
+        weighted: pods count by their training rows, where the aggregation lets them; False counts each once.
         proximal_mu: strength of FedProx's pull to the global parameters (Li et al., "Federated Optimization in Heterogeneous
             Networks", 2020); 0 is none.
         sample: pods drawn for each round; None takes all.
@@ -80,6 +83,8 @@ class FederatedJob:
     param_clipping: JSON | None = None
     optimiser: str = "FedAvg"
     optimiser_settings: Mapping[str, float] = field(default_factory=dict)
+    aggregation: str = MEAN
+    aggregation_settings: Mapping[str, float] = field(default_factory=dict)
     weighted: bool = True
     proximal_mu: float = 0.0
     sample: int | None = None
@@ -159,6 +164,24 @@ def job_from_json(value: Any) -> FederatedJob:
     return job
 
 
+def check_enough_pods(data: Mapping[str, Any], asked: int) -> None:
+    """Refuses an aggregation that needs more updates than a round may end with.
+
+    Args:
+        data: a job's `aggregation`, `aggregation_settings` and `quorum`.
+        asked: how many pods a round asks.
+
+    Raises:
+        ConfigurationError: too few pods, or settings that are none.
+    """
+    name, quorum = data["aggregation"], data["quorum"]
+    fewest = fewest_pods(name, robust_settings(name, data["aggregation_settings"]))
+    if fewest > asked:
+        raise ConfigurationError(f"{name} needs updates of {fewest} pods, and a round asks {asked}")
+    if fewest > quorum:
+        raise ConfigurationError(f"{name} needs updates of {fewest} pods, and the quorum is {quorum}: raise it")
+
+
 def _by_key(messages: Any) -> list[tuple[str, Any]]:
     return sorted(messages.items()) if isinstance(messages, Mapping) else [("job", messages)]
 
@@ -197,6 +220,8 @@ class _JobSchema(Schema):
     param_clipping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
     optimiser = fields.String(load_default="FedAvg", validate=validate.OneOf(list(PUBLISHED)))
     optimiser_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
+    aggregation = fields.String(load_default=MEAN, validate=validate.OneOf(list(AGGREGATIONS)))
+    aggregation_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
     weighted = fields.Boolean(load_default=True)
     proximal_mu = fields.Float(load_default=0.0, validate=validate.Range(min=0, max=1e6))
     sample = fields.Integer(strict=True, validate=_is_positive, load_default=None, allow_none=True)
@@ -225,6 +250,7 @@ class _JobSchema(Schema):
             problems["quorum"] = f"is {data['quorum']}, and a round asks {asked} pods"
         for key, check in (
             ("optimiser_settings", lambda: server_settings(data["optimiser"], data["optimiser_settings"])),
+            ("aggregation_settings", lambda: check_enough_pods(data, asked)),
             ("early_stopping", lambda: data["early_stopping"] and EarlyStopping(**data["early_stopping"])),
             ("best", lambda: data["best"] and selection(data["best"])),
             ("schema", lambda: data["schema"] and BitfountSchema.loads(data["schema"])),

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 from bitfount_model import codec
 from bitfount_model.errors import ParameterError, QuorumError
-from bitfount_model.federation.aggregation import MetricSums, RunningMean
+from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppingState
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Update
+from bitfount_model.federation.robust import Collected, aggregator
 from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.federation.server_optimisers import SERVER_OPTIMISERS, ServerState, server_settings
+from bitfount_model.parameters import quoted
 from bitfount_model.types import Parameters
 
 
@@ -49,7 +51,8 @@ class RoundSummary:
         metrics: averaged over the validation rows of the pods that have them.
         by_pod: pod -> its own metrics.
         train_loss: pod -> mean training loss, where there is one.
-        weight: training rows behind the round.
+        weight: training rows behind the round; the number of pods where each counts once.
+        chosen: those of `pods` whose updates the result is made of: fewer where Krum chose among them.
     """
 
     round_number: int
@@ -59,6 +62,7 @@ class RoundSummary:
     by_pod: Mapping[str, Mapping[str, float]]
     train_loss: Mapping[str, float]
     weight: float
+    chosen: tuple[str, ...]
 
 
 def asked_pods(job: FederatedJob, round_number: int) -> tuple[str, ...]:
@@ -74,11 +78,12 @@ def close_round(
     updates: Iterable[Update],
     buffers: Iterable[str] = (),
     digest: str | None = None,
+    rows: Mapping[str, int] | None = None,
 ) -> tuple[GlobalState, RoundSummary]:
     """Adds the updates of a round to the global parameters.
 
-    Updates are added one at a time, in the order of the pods' names, whatever the order in which they are given for the same set
-    of pods. One that does not belong to this round, or does not fit, is left out with its reason.
+    Updates are read one at a time, in the order of the pods' names. One that does not belong to this round, or does not
+    fit, is left out with its reason. Plain averaging keeps none of them; a robust rule (see `robust`) keeps all that fit.
 
     Args:
         job: says how.
@@ -86,6 +91,7 @@ def close_round(
         updates: in the order of the pods' names; read once.
         buffers: names of parameters that are buffers: server optimisers leave them to the plain mean.
         digest: `codec.digest` of the global parameters, where it is known already.
+        rows: pod -> the training rows that it joined with, which its update must be of; None does not look.
 
     Raises:
         QuorumError: fewer usable updates than the job's quorum.
@@ -93,11 +99,11 @@ def close_round(
     round_number = state.round_number + 1
     asked = asked_pods(job, round_number)
     digest = digest or codec.digest(state.parameters)
-    mean = RunningMean(state.parameters, weighted=job.weighted)
+    mean = aggregator(state.parameters, job.aggregation, job.aggregation_settings, weighted=job.weighted)
     sums, by_pod, losses, refused = MetricSums({}), {}, {}, {}
     for update in updates:
         try:
-            check_belongs(update, round_number, asked, digest)
+            check_belongs(update, round_number, asked, digest, rows)
             mean.add(update.pod, update.delta, update.weight)
         except ParameterError as error:
             refused[update.pod] = str(error)
@@ -121,24 +127,38 @@ def close_round(
     stopping = state.stopping
     if job.early_stopping is not None:
         stopping = EarlyStopping(**job.early_stopping).update(stopping, round_number, metrics)
-    summary = RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight)
+    chosen = mean.chosen if isinstance(mean, Collected) else mean.pods
+    summary = RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight, chosen)
     return GlobalState(round_number, parameters, server, stopping), summary
 
 
-def check_belongs(update: Update, round_number: int, asked: tuple[str, ...], digest: str) -> None:
-    """Refuses an update of another round, of a pod that was not asked, or of other global parameters.
+def check_belongs(
+    update: Update,
+    round_number: int,
+    asked: tuple[str, ...],
+    digest: str,
+    rows: Mapping[str, int] | None = None,
+) -> None:
+    """Refuses an update of another round, of a pod that was not asked, of other global parameters, or of other rows.
 
     Raises:
         ParameterError: it does not belong to the round.
     """
     if update.pod not in asked:
-        raise ParameterError(f"pod {update.pod!r} was not asked in round {round_number}; asked were {', '.join(asked)}")
+        raise ParameterError(
+            f"pod {quoted(update.pod)} was not asked in round {round_number}; asked were {', '.join(asked)}"
+        )
     if update.round_number != round_number:
         raise ParameterError(
-            f"the update of pod {update.pod!r} is of round {update.round_number}, wanted {round_number}"
+            f"the update of pod {update.pod!r} is of round {quoted(update.round_number)}, wanted {round_number}"
         )
     if update.base_digest != digest:
         raise ParameterError(
-            f"pod {update.pod!r} started from other parameters ({update.base_digest[:12]}…) than those of round"
+            f"pod {update.pod!r} started from other parameters ({quoted(update.base_digest)}) than those of round"
             f" {round_number} ({digest[:12]}…)"
+        )
+    if rows is not None and update.weight != rows.get(update.pod):
+        raise ParameterError(
+            f"the update of pod {update.pod!r} claims {quoted(update.weight)} training rows; it joined with"
+            f" {rows.get(update.pod, 'none')}"
         )

@@ -12,6 +12,7 @@ from marshmallow import RAISE, ValidationError, fields, validate, validates_sche
 
 from bitfount_model.data import BitfountSchema, DataStructure, Preparation
 from bitfount_model.federation.job import EVALUATE, FIT, PREDICT, FederatedJob, job_from_json
+from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
 from bitfount_model.federation.server_optimisers import PUBLISHED
 from tasks.job import (
     JSON,
@@ -114,6 +115,8 @@ class FederationSection(StrictSchema):
 
     optimiser = fields.String(load_default="FedAvg", validate=validate.OneOf(list(PUBLISHED)))
     optimiser_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
+    aggregation = fields.String(load_default=MEAN, validate=validate.OneOf(list(AGGREGATIONS)))
+    aggregation_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
     weighted = fields.Boolean(load_default=True)
     proximal_mu = fields.Float(load_default=0.0)
     sample = fields.Integer(strict=True, load_default=None, allow_none=True)
@@ -222,7 +225,8 @@ def job_for_pods(
     del federation["require_all_pods"]
     if federation["quorum"] is None:
         asked = min(federation["sample"] or len(pods), len(pods))
-        federation["quorum"] = asked // 2 + 1
+        robust = robust_settings(federation["aggregation"], federation["aggregation_settings"])
+        federation["quorum"] = min(asked, max(asked // 2 + 1, fewest_pods(federation["aggregation"], robust)))
     value: Mapping[str, Any] = {
         "job_id": job_id,
         "pods": pods,

@@ -41,6 +41,7 @@ class RoundRecord:
         server: what the server optimiser keeps, beside the record; None for one that keeps nothing.
         stopping: what early stopping keeps.
         best: which round is the best so far; None where the job does not choose.
+        chosen: those of `pods` whose updates the parameters are made of; None in records that do not say.
     """
 
     round_number: int
@@ -61,6 +62,7 @@ class RoundRecord:
     server: Reference | None
     stopping: EarlyStoppingState
     best: EarlyStoppingState | None
+    chosen: tuple[str, ...] | None = None
 
     def to_json(self) -> JSON:
         """A JSON object; floats keep every bit."""
@@ -113,6 +115,7 @@ def record_of(
         server=server,
         stopping=state.stopping,
         best=best,
+        chosen=summary.chosen,
     )
 
 
@@ -162,6 +165,7 @@ def record_from_json(value: Mapping[str, Any]) -> RoundRecord:
         given = {
             **value,
             "pods": tuple(value["pods"]),
+            "chosen": None if value.get("chosen") is None else tuple(value["chosen"]),
             "weights": Reference(**value["weights"]),
             "server": None if value["server"] is None else Reference(**value["server"]),
             "stopping": EarlyStoppingState.from_json(value["stopping"]),

@@ -55,6 +55,7 @@ class Rounds:
         self._federation = federation
         exchange, store = federation.exchange, federation.store
         self._buffers = buffers_of(federation)
+        self._rows: dict[str, int] = {}
         self._opened = 0.0
         self.records = read_records(store)
         if self.records:
@@ -112,11 +113,11 @@ class Rounds:
         number = self.state.round_number + 1
         phase = round_phase(number)
         began = time.perf_counter()
-        gathered = Gathered(federation, phase, self.state.parameters)
+        gathered = Gathered(federation, phase, self.state.parameters, self._rows)
         with threads(job.threads):
             try:
                 updates = gathered.updates(asked_pods(job, number))
-                state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256)
+                state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256, self._rows)
             except QuorumError as error:
                 missing = {**gathered.missing, **error.refused}
                 federation.require_quorum(f"round {number}", len(gathered.norms) - len(error.refused), missing)
@@ -178,13 +179,20 @@ class Rounds:
 class Gathered:
     """The updates of one round as they come in, and what is seen of them on the way.
 
+    Args:
+        federation: the job, initialised.
+        phase: of the round.
+        expected: the global parameters.
+        rows: pod -> the training rows that it joined with; pods that are not in it yet are added as they answer.
+
     Attributes:
         notes: pod -> what it says of its update, of those that could be read.
         norms: pod -> Euclidean norm of its update.
     """
 
-    def __init__(self, federation: Federation, phase: str, expected: Parameters) -> None:
+    def __init__(self, federation: Federation, phase: str, expected: Parameters, rows: dict[str, int]) -> None:
         self._federation = federation
+        self._rows = rows
         self._phase = phase
         self._expected = expected
         self._collector = federation.collector(phase)
@@ -216,6 +224,8 @@ class Gathered:
                 self._unusable[pod] = f"{type(error).__name__}: {error}"
                 continue
             self.notes[pod] = note
+            if pod not in self._rows and (joined := exchange.joined(pod)) is not None:
+                self._rows[pod] = joined.rows.train
             tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
             self.norms[pod] = norm_of(update.delta)
             yield update

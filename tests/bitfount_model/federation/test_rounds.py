@@ -361,3 +361,48 @@ def test_a_job_survives_json_and_what_is_wrong_with_one_is_said_at_once() -> Non
         job(["a", "b", "c"], sample=2, quorum=3)
     with pytest.raises(ConfigurationError, match="early_stopping"):
         job(["a"], early_stopping={"metric": "AUC", "patiense": 2})
+
+
+def test_a_robust_job_is_led_by_the_honest_pods() -> None:
+    """Four pods of five train; the fifth sends its update turned round and a thousand times as long."""
+    asked = job([f"pod-{n}" for n in range(5)], aggregation="median", quorum=3)
+    sessions, start = opened(asked, parts(5))
+    honest = [sessions[pod].fit(1, start.parameters) for pod in asked.pods]
+    lie = {name: value * -1000 if value.is_floating_point() else value for name, value in honest[2].delta.items()}
+    attacked = [*honest[:2], replace(honest[2], delta=lie), *honest[3:]]
+    robust, summary = close_round(asked, start, attacked)
+    plain, _ = close_round(replace(asked, aggregation="mean"), start, attacked)
+    wanted, _ = close_round(replace(asked, aggregation="mean"), start, honest)
+    for name, value in wanted.parameters.items():
+        moved = (value - start.parameters[name]).abs().max()
+        assert (robust.parameters[name] - value).abs().max() <= 2 * moved
+        assert (plain.parameters[name] - value).abs().max() > 50 * moved
+    assert summary.pods == summary.chosen == asked.pods
+
+
+def test_krum_says_whose_update_it_took() -> None:
+    asked = job([f"pod-{n}" for n in range(5)], aggregation="krum", quorum=5)
+    sessions, start = opened(asked, parts(5))
+    updates = [sessions[pod].fit(1, start.parameters) for pod in asked.pods]
+    state, summary = close_round(asked, start, updates)
+    (chosen,) = summary.chosen
+    taken = next(update for update in updates if update.pod == chosen)
+    for name, value in state.parameters.items():
+        assert torch.equal(value, (start.parameters[name].double() + taken.delta[name].double()).to(value.dtype))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"aggregation": "krum", "quorum": 3}, "krum needs updates of 5 pods, and a round asks 3"),
+        ({"aggregation": "median", "quorum": 2}, "median needs updates of 3 pods, and the quorum is 2: raise it"),
+        ({"aggregation": "trimmed_mean", "aggregation_settings": {"malicious": 2}}, "needs updates of 5 pods"),
+        ({"aggregation": "norm_clipping"}, "maximum_norm is missing"),
+        ({"aggregation": "average"}, "Must be one of: mean, median"),
+    ],
+)
+def test_a_rule_that_has_too_few_pods_or_wrong_settings_is_refused_before_the_job(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        job(["ann", "bob", "cat"], **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,15 +14,18 @@ import torch
 
 from bitfount_model import BitfountSchema, codec
 from bitfount_model.federation import MetricSums
-from bitfount_model.federation.pod import Update
+from bitfount_model.federation.pod import Rows, Update
 from bitfount_model.types import Parameters
 from bitfount_model.weights_files import to_safetensors
 from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
+from tasks.federated.messages import Joined
 from tasks.store import Manifest, Store, write_manifest
 from tests.tasks.federated.team import SOURCE, Team, table
 
 PODS = ("ann", "bob", "cat", "dan", "eve")
+ROWS = dict(zip(PODS, (311, 47, 998, 5, 620), strict=True))
+"""Pod -> its training rows."""
 
 
 @dataclass
@@ -51,14 +55,16 @@ class Told:
         self.late.append((pod, phase))
 
 
-def federation_by_hand(team: Team, reach: Told, **changes: Any) -> Federation:
-    """A job that is ready for its first round, in memory; its pods are `PODS`."""
+def federation_by_hand(team: Team, reach: Told, rows: Mapping[str, int] | None = None, **changes: Any) -> Federation:
+    """A job that is ready for its first round, in memory; its pods are `PODS`, and have joined with `rows`."""
     schema = BitfountSchema("job-1")
     schema.generate_full_schema(table("ann"), force_stypes={"categorical": ["y"]})
     url = f"memory://{uuid4().hex}"
     job = team.job(**{"pods": list(PODS), "quorum": 3, **changes})
     store, exchange = Store(f"{url}/store"), Exchange(f"{url}/exchange")
     exchange.publish(job, SOURCE)
+    for pod, count in (ROWS if rows is None else rows).items():
+        exchange.put_joined(pod, Joined(schema, Rows(count, 0, 0, hashlib.sha256(pod.encode()).hexdigest())))
     exchange.put_common(schema)
     session = exchange.begin_session({})
     federation = Federation(job, "cells", "tests", SOURCE, store, exchange, session, reach)
@@ -72,7 +78,7 @@ def federation_by_hand(team: Team, reach: Told, **changes: Any) -> Federation:
 def update_of(
     pod: str, parameters: Parameters, seed: int, round_number: int = 1, weight: int | None = None, **changes: Any
 ) -> Update:
-    """What a pod might send: some change of each parameter, some weight."""
+    """What a pod might send: some change of each parameter, and as its weight the rows that it joined with."""
     numbers = np.random.default_rng([seed, *pod.encode()])
     delta = {
         name: torch.from_numpy(numbers.normal(size=value.shape).astype(np.float32))
@@ -85,7 +91,7 @@ def update_of(
         "round_number": round_number,
         "base_digest": codec.digest(parameters),
         "delta": delta,
-        "weight": int(numbers.integers(1, 1000)) if weight is None else weight,
+        "weight": ROWS[pod] if weight is None else weight,
         "metrics": MetricSums.of({"Accuracy": float(numbers.random())}, 10),
         "train_loss": float(numbers.random()),
         "seconds": 0.5,

@@ -41,6 +41,7 @@ SUMMARY = RoundSummary(
     by_pod={"ann": {"AUC": 0.5, "F1": float("inf")}, "bob": {"AUC": 1.0}},
     train_loss={"ann": 0.1 + 0.2, "bob": float("nan")},
     weight=30.0,
+    chosen=("ann", "bob"),
 )
 MEASURED = Measured(
     missing={"dan": "its disk is full"},

@@ -118,7 +118,8 @@ def test_whichever_pods_fail_the_others_are_averaged_to_the_bit_or_the_round_doe
 def test_the_mean_is_exact_for_any_weights(
     tmp_path_factory: pytest.TempPathFactory, weights: list[int], seed: int, weighted: bool
 ) -> None:
-    federation = federation_by_hand(Team(tmp_path_factory.mktemp("team")), Told(), weighted=weighted)
+    rows = dict(zip(PODS, weights, strict=True))
+    federation = federation_by_hand(Team(tmp_path_factory.mktemp("team")), Told(), rows, weighted=weighted)
     rounds = Rounds(federation)
     before = dict(rounds.state.parameters)
     rounds.open()
