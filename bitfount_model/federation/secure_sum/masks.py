@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
-"""A vector over Z_2^64, `(words,)` uint64; its arithmetic wraps round."""
+from bitfount_model.types import Words
 
 _BLOCK = 16  # bytes of an AES block
 _CHUNK = 1 << 16  # bytes of stream made at a time: words, zeros and stream stay in a core's cache

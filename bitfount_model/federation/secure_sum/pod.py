@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from bitfount_model.errors import SecureSumError
 from bitfount_model.federation.secure_sum import secrets
 from bitfount_model.federation.secure_sum.context import Context
-from bitfount_model.federation.secure_sum.masks import Mask, Words, apply_masks
+from bitfount_model.federation.secure_sum.masks import Mask, apply_masks
 from bitfount_model.federation.secure_sum.messages import (
     KEY_BYTES,
     SEED_BYTES,
@@ -22,6 +22,7 @@ from bitfount_model.federation.secure_sum.messages import (
     UnmaskAnswer,
 )
 from bitfount_model.federation.secure_sum.roster import checked_roster, signed_keys
+from bitfount_model.types import Words
 
 
 class SecurePod:

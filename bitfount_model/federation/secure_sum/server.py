@@ -12,8 +12,9 @@ import numpy as np
 from bitfount_model.errors import SecureSumError
 from bitfount_model.federation.secure_sum import secrets
 from bitfount_model.federation.secure_sum.context import Context
-from bitfount_model.federation.secure_sum.masks import Mask, Words, apply_masks
+from bitfount_model.federation.secure_sum.masks import Mask, apply_masks
 from bitfount_model.federation.secure_sum.messages import PublicKeys, UnmaskAnswer
+from bitfount_model.types import Words
 
 
 def unmasked_sum(
