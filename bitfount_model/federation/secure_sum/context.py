@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from bitfount_model.errors import SecureSumError
 
@@ -83,7 +84,7 @@ class Context:
         if problems:
             raise SecureSumError("no secure sum can be made: " + "; ".join(problems))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of everything in it, 64 hexadecimal digits: what masks, shares and signatures are bound to."""
         parts = [self.job_id, self.round_number, self.base_digest, self.layout_digest, list(self.pods), self.threshold]

@@ -120,6 +120,7 @@ def _sum(context: Context, vectors: Iterable[tuple[str, Words]], survivors: froz
             )
         np.add(total, vector, out=total)
         missing.remove(pod)
+        del vector  # before the next one is read
     if total is None or missing:
         raise SecureSumError(f"{context}: the vectors of {sorted(missing)} are missing: they were to survive")
     return total
