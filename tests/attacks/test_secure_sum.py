@@ -401,7 +401,7 @@ ANSWERS: dict[str, tuple[Callable[[Answers], Answers], str]] = {
         "do not give back the self mask",
     ),
     "of two pods exchanged": (
-        lambda a: [replace(a[0], pod=B), replace(a[1], pod=A), *a[2:]],
+        lambda a: [replace(a[0], pod=D), *a[1:3], replace(a[3], pod=A)],
         "do not give back the self mask",
     ),
 }
