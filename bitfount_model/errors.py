@@ -19,6 +19,7 @@
     │   ├── PodError                a pod's step failed; the message is what its owner lets others read
     │   ├── ModellerGoneError       a pod has waited for its modeller in vain
     │   └── SupersededError         another session of the same job has taken over
+    ├── SecureSumError              a step of a secure sum is refused: it could be wrong, or tell one pod's update
     └── StorageError                the place for artifacts cannot be read or written
         ├── IntegrityError          stored bytes are not those that were written
         └── TrackingError           MLflow cannot be reached, or refuses
@@ -137,6 +138,10 @@ class ModellerGoneError(FederationError):
 
 class SupersededError(FederationError):
     """Another session of the same job has taken over."""
+
+
+class SecureSumError(BitfountError):
+    """A step of a secure sum is refused: it could give a wrong sum, or tell one pod's update."""
 
 
 class StorageError(BitfountError):

@@ -13,6 +13,9 @@ from torch import Tensor
 Parameters = Mapping[str, Tensor]
 """Name -> tensor, as in a state dict."""
 
+Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
+"""A vector over Z_2^64, `(words,)` uint64; its arithmetic wraps round."""
+
 JSON = dict[str, Any]
 """A JSON object."""
 
