@@ -156,7 +156,7 @@ def test_what_is_not_python_cannot_be_approved(source: bytes) -> None:
 def test_an_owner_sees_what_runs_and_not_what_a_terminal_makes_of_it() -> None:
     hidden = (
         'open("/rows")  # \x1b[2K\x1b[1A\n'  # would erase the line on a terminal
-        "if user != 'none\u202e ⁦# is admin⁩':\n"  # would show in another order
+        "if user != 'none\u202e \u2066# is admin\u2069':\n"  # would show in another order
         "\tx = 1\u200b\r"  # a line of its own to Python, and a letter that has no width
         "größe = 1\x0c\n"
     )
