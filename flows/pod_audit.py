@@ -63,7 +63,8 @@ def show_audit(console: Console, log: AuditLog, lines: Sequence[Line]) -> None:
         console.print(
             f"! the last {torn} bytes are of a line whose writer was ended in the middle of it; the next line will say so"
         )
-    console.print(f"{len(lines):,} lines, each follows from the one before; head {head_of(lines)}", soft_wrap=True)
+    count = "1 line" if len(lines) == 1 else f"{len(lines):,} lines"
+    console.print(f"{count}, each follows from the one before; head {head_of(lines)}", soft_wrap=True)
 
 
 def cells_of(line: Line) -> list[str]:

@@ -86,18 +86,16 @@ class AuditLog:
             StorageError: the file cannot be read.
         """
         try:
-            with self.path.open("rb") as stream:
-                number, previous = 0, FIRST
-                for content in stream:
-                    if not content.endswith(b"\n"):
-                        return
-                    line = _line(content, number + 1, previous)
-                    number, previous = line.number, line.sha256
-                    yield line
+            contents = self.path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return
         except OSError as error:
             raise StorageError(f"the pod's audit log {self.path} cannot be read: {error.strerror}") from error
+        previous = FIRST
+        for place, content in enumerate(contents):
+            line = _line(content, place + 1, previous, follower=contents[place + 1] if contents[place + 1 :] else None)
+            previous = line.sha256
+            yield line
 
     def torn_bytes(self) -> int:
         """How many bytes of a line a crash left at the end; the next line will say so.
@@ -194,26 +192,38 @@ def _stranger() -> IntegrityError:
     )
 
 
-def _line(content: bytes, number: int, previous: str) -> Line:
-    """A line that is to have this number and to follow that line.
+def _line(content: bytes, number: int, previous: str, follower: bytes | None) -> Line:
+    """A line that is to have this number and to follow that line; the one behind it tells whose fault it is if it does not.
 
     Raises:
-        IntegrityError: it does not.
+        IntegrityError: it does not; names the line that was changed, removed or put in.
     """
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"line {number} of the audit log is not JSON: it was changed") from error
-    if not isinstance(value, dict) or set(value) != KEYS or value["what"] not in DECISIONS:
+    value, sha256 = _value(content), hashlib.sha256(content).hexdigest()
+    if value is None:
         raise IntegrityError(f"line {number} of the audit log is none that a pod writes: it was changed or put in")
     if value["number"] != number:
         raise IntegrityError(
-            f"line {number} of the audit log says that it is number {value['number']!r}: lines were removed or put in before it"
+            f"line {number} of the audit log says that it is number {value['number']!r}: it was changed, or lines before it"
+            " were removed or put in"
         )
     if value["previous"] != previous:
-        changed = f"line {number - 1} of the audit log was changed: line {number}" if number > 1 else "line 1"
-        raise IntegrityError(f"{changed} says that it was written after another one")
-    return Line(number, value["when"], value["pod"], _decision(value), hashlib.sha256(content[:-1]).hexdigest())
+        behind = None if follower is None else _value(follower)
+        fits = follower is None or (behind is not None and behind["previous"] == sha256)
+        changed = number - 1 if fits and number > 1 else number
+        raise IntegrityError(
+            f"line {changed} of the audit log was changed: line {number} does not follow from the line before it"
+        )
+    return Line(number, value["when"], value["pod"], _decision(value), sha256)
+
+
+def _value(content: bytes) -> dict[str, Any] | None:
+    """What a line holds; None for what a pod does not write."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    is_line = isinstance(value, dict) and set(value) == KEYS and value["what"] in DECISIONS
+    return value if is_line else None
 
 
 def _decision(value: dict[str, Any]) -> Decision:

@@ -77,7 +77,7 @@ def test_no_byte_of_any_line_but_the_last_can_be_changed_unseen(log: AuditLog) -
         changed[place] ^= 1 << numbers.randrange(8)
         log.path.write_bytes(changed)
         line = 1 + sum(end < place for end in ends)
-        assert first_bad_line(log) in (line, line + 1), place
+        assert first_bad_line(log) == line, place
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
@@ -148,7 +148,8 @@ def test_a_long_reason_is_cut_and_the_next_line_still_finds_it(tmp_path: Path) -
 
 
 def test_a_log_that_cannot_be_written_says_so_without_a_path(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path / "nowhere" / "audit.jsonl", "ann")
+    log = log_in(tmp_path)
+    log.path.mkdir()
     with pytest.raises(StorageError, match="the pod's audit log cannot be written") as caught:
         log.append(SAID[0])
     assert str(tmp_path) not in str(caught.value)
