@@ -125,11 +125,13 @@ class PodError(FederationError):
 
     Attributes:
         transient: whether the same step may succeed in a moment.
+        plain: the message without any value of a row, whatever the owner lets others read.
     """
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False, plain: str = "") -> None:
         super().__init__(message)
         self.transient = transient
+        self.plain = plain
 
 
 class ModellerGoneError(FederationError):

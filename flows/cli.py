@@ -13,6 +13,7 @@ import click
 from flows.commands.apply import evaluate, predict
 from flows.commands.deploy import automations, deploy
 from flows.commands.jobs import compare, runs, show
+from flows.commands.keys import keys
 from flows.commands.models import models
 from flows.commands.pod import pod
 from flows.commands.retrain import retrain
@@ -28,7 +29,23 @@ def cli() -> None:
     """Train, evaluate and apply PyTorch models as a workflow that can be killed and continued."""
 
 
-for each in (train, evaluate, predict, retrain, runs, show, compare, deploy, automations, models, pod, up, down, ui):
+for each in (
+    train,
+    evaluate,
+    predict,
+    retrain,
+    runs,
+    show,
+    compare,
+    deploy,
+    automations,
+    models,
+    pod,
+    keys,
+    up,
+    down,
+    ui,
+):
     cli.add_command(each)
 
 

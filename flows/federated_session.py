@@ -13,6 +13,7 @@ from bitfount_model import BitfountModelReference, BitfountSchema
 from bitfount_model.errors import ConfigurationError, QuorumError, StorageError, SupersededError, WeightsFileError
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.signing import JobSignature, sign
 from bitfount_model.reference import argument_problems, load_model_class
 from bitfount_model.weights_files import read_weights
 from flows.deployed_pods import DeployedPods
@@ -45,7 +46,7 @@ def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exc
     )
     check_hyperparameters(job, source)
     store.put("job.json", as_json(federated_job_to_json(asked)))
-    exchange.publish(job, source)
+    exchange.publish(job, source, signature_of(asked, job))
     number = exchange.begin_session({"host": socket.gethostname(), "user": getpass.getuser(), "process": os.getpid()})
     reach = EmbeddedPods(pods, exchange, number) if pods else DeployedPods(job.pods, job_id, exchange, number)
     federation = Federation(
@@ -112,6 +113,20 @@ def first_weights(asked: FederatedJobFile) -> bytes | None:
         return None if name is None else Path(name).read_bytes()
     except OSError as error:
         raise WeightsFileError(f"cannot read the weights file {name}: {error.strerror}") from error
+
+
+def signature_of(asked: FederatedJobFile, job: FederatedJob) -> JobSignature | None:
+    """The modeller's signature of what is published; None where the job names no key to sign with.
+
+    Raises:
+        ConfigurationError: the key cannot be read, or is none.
+    """
+    if asked.sign_with is None:
+        return None
+    try:
+        return sign(job, Path(asked.sign_with).read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"sign_with: cannot read the key {asked.sign_with}: {error.strerror}") from error
 
 
 def columns_of(asked: FederatedJobFile) -> BitfountSchema | None:

@@ -65,6 +65,7 @@ class Options:
         experiment: in MLflow.
         quorum: pods that a round needs; default: more than half.
         deadline_seconds: how long a round waits for pods.
+        sign_with: file of the private key that signs the job, for pods that list whose jobs run.
     """
 
     pretrained_file: str | os.PathLike[str] | None = None
@@ -85,6 +86,7 @@ class Options:
     experiment: str = "bitfount-flows"
     quorum: int | None = None
     deadline_seconds: float = 600.0
+    sign_with: str | os.PathLike[str] | None = None
 
 
 OPTIONS = frozenset(field.name for field in fields(Options))
@@ -210,6 +212,7 @@ def asked_of(
             "metrics": metric_names(model, metrics),
             "evaluate": options.auto_eval or operation == EVALUATE,
             "operation": operation,
+            "sign_with": options.sign_with and str(Path(options.sign_with).expanduser().resolve()),
         }
     )
     return options, asked, options.job_id or new_job_id(name)

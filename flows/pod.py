@@ -48,6 +48,7 @@ def pod(job_id: str) -> dict[str, Any]:
     if not NAME.fullmatch(job_id):
         raise ConfigurationError(f"{job_id!r} is not a job id: letters, digits, '.', '_', '-', at most 80")
     settings = read_pod(Path(os.environ[POD_FILE]))
+    settings.private().prepare()
     exchange = Exchange(f"{store_of(settings)}/{job_id}")
     say = diary(settings.name, job_id)
     with (

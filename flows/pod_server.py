@@ -33,11 +33,13 @@ def serve_pod(pod_file: Path, home: Path, *, verbose: bool, say: Callable[[str],
         say: prints a line.
 
     Raises:
-        ConfigurationError: the file, its policy, its store or `PREFECT_API_URL` is missing or wrong.
+        ConfigurationError: the file, its policy, its store, its private folder or `PREFECT_API_URL` is missing or
+            wrong.
         ServerError: Prefect does not answer.
     """
     settings = read_pod(pod_file)
     policy_from_json(settings.policy)
+    settings.private().prepare()
     api = os.environ.get("PREFECT_API_URL")
     if not api:
         raise ConfigurationError(

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bitfount_model.errors import ConfigurationError
 from tasks.batch.destinations import check_destination
 from tasks.federated.job_file import POD_FILES, FederatedJobFile, check_federated_job
 from tasks.federated.pod_file import PodFile, check_pod
+from tasks.federated.pod_state import STATES
 from tasks.job import JobError, LocalJob, check_job, check_source
 from tasks.retraining.retraining_file import RetrainingFile, check_retraining
 
@@ -31,6 +33,8 @@ PATHS = (
     ("predict", "data", "parquet"),
     ("job",),
     ("out", "parquet"),
+    ("sign_with",),
+    ("state",),
 )
 """Keys that hold a path, relative to the file."""
 
@@ -61,14 +65,16 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob | FederatedJ
 
 
 def read_pod(path: Path) -> PodFile:
-    """Reads and checks a pod's file.
+    """Reads and checks a pod's file; a pod that names no private folder has one beside the file.
 
     Raises:
         ConfigurationError: the file cannot be read, is not YAML, or is not a pod; all problems are listed, with lines.
     """
     document = read_yaml(path, "pod's file")
+    folder = path.resolve().parent
     with problems_with_lines(path, document):
-        return check_pod(resolve_paths(plain(document), path.resolve().parent))
+        settings = check_pod(resolve_paths(plain(document), folder))
+    return settings if settings.state else replace(settings, state=str(folder / STATES / settings.name))
 
 
 def read_retraining(path: Path) -> RetrainingFile:

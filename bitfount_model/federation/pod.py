@@ -32,6 +32,7 @@ from bitfount_model.data import (
 from bitfount_model.data.sql_source import SQLSource
 from bitfount_model.errors import ConfigurationError, NotInitialisedError, TooFewRowsError
 from bitfount_model.federation.aggregation import MetricSums
+from bitfount_model.federation.book import Approval, Book
 from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, refusals
 from bitfount_model.federation.statistics import PodStatistics, pod_statistics
@@ -52,12 +53,14 @@ class Pod:
         source: the private rows.
         policy: what jobs may ask.
         splitter: how rows are split; rows for testing never train.
+        book: what the owner has approved, and where the pod notes what it does; None approves nothing and notes nothing.
     """
 
     name: str
     source: BaseSource
     policy: PodPolicy
     splitter: DatasetSplitter = field(default_factory=PercentageSplitter)
+    book: Book | None = None
 
 
 @dataclass(frozen=True)
@@ -110,24 +113,26 @@ class PodSession:
         pod: the pod.
         job: what is asked.
         source_code: the model's source, whose sha256 the job names.
+        found_at: where the pod's owner finds that source.
 
     Raises:
         ConfigurationError: the policy refuses the job (every reason is listed), or the source is another one.
         ModelFileError: the source does not hold the model class.
     """
 
-    def __init__(self, pod: Pod, job: FederatedJob, source_code: bytes) -> None:
+    def __init__(self, pod: Pod, job: FederatedJob, source_code: bytes, found_at: str = "model.py") -> None:
         self.pod = pod
         self.job = job
+        approval = self._approval()
         self._datastructure = DataStructure(**job.datastructure, data_splitter=pod.splitter)
-        if reasons := list(self._refusals()):
+        if reasons := list(self._refusals(approval, found_at)):
             raise ConfigurationError(f"pod {pod.name!r} refuses the job {job.job_id!r}: {'; '.join(reasons)}")
         found = hashlib.sha256(source_code).hexdigest()
         if found != job.model_sha256:
             raise ConfigurationError(
                 f"pod {pod.name!r}: the model's source has sha256 {found[:16]}…, the job names {job.model_sha256[:16]}…"
             )
-        self._class = load_model_class(source_code, job.model_class)
+        self._class = load_model_class(source_code, approval.class_name if approval else job.model_class)
         self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
 
@@ -312,9 +317,14 @@ class PodSession:
         if there < wanted:
             raise TooFewRowsError(f"pod {self.pod.name!r} has {there} {what}, its policy wants at least {wanted}")
 
-    def _refusals(self) -> Iterator[str]:
+    def _approval(self) -> Approval | None:
+        """What the owner has approved of the job's source, where the policy goes by that."""
+        book = self.pod.book if self.pod.policy.models == "approved" else None
+        return None if book is None else book.approval_of(self.job.model_sha256)
+
+    def _refusals(self, approval: Approval | None, found_at: str) -> Iterator[str]:
         """Why the pod does not take part, as far as it can be said without a look at the rows."""
-        yield from refusals(self.pod.policy, self.job, self.pod.name)
+        yield from refusals(self.pod.policy, self.job, self.pod.name, approval, found_at)
         source, asked = self.pod.source, self._datastructure.table_for(self.pod.name)
         if isinstance(source, SQLSource) and asked not in (None, source.table, *self.pod.policy.tables):
             yield f"it asks for the table {asked!r}, and this pod reads only its own and those under `tables`"

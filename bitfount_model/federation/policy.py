@@ -5,6 +5,7 @@ Everything that is not allowed is denied; a pod without a policy takes part in n
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,9 @@ from typing import Any, Literal
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from bitfount_model.errors import ConfigurationError
+from bitfount_model.federation.book import Approval
 from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.signing import public_key
 from bitfount_model.types import JSON
 
 
@@ -27,11 +30,13 @@ class PodPolicy:
         maximum_epochs: of one job, where it counts in epochs.
         maximum_steps: of one job, where it counts in steps.
         minimum_pods: the fewest pods that a job must have.
-        models: sha256 of the model sources that may run here; "all" trusts whoever may start jobs.
+        models: "approved" runs those that the owner has approved; or sha256 of the model sources that may run here; "all"
+            trusts whoever may start jobs.
         predictions_may_leave: whether row-wise predictions may be sent to the modeller.
         errors_may_leave: whether the modeller is sent the text and traceback of whatever goes wrong, which may hold values
             of rows; otherwise it is told what kind of error it was, and where.
         tables: names of tables of its database that jobs may read in place of the pod's own.
+        modellers: public keys of those whose jobs run; "all" runs unsigned jobs too.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -40,10 +45,11 @@ class PodPolicy:
     maximum_epochs: int
     maximum_steps: int
     minimum_pods: int
-    models: tuple[str, ...] | Literal["all"] = ()
+    models: tuple[str, ...] | Literal["all", "approved"] = "approved"
     predictions_may_leave: bool = False
     errors_may_leave: bool = False
     tables: tuple[str, ...] = ()
+    modellers: tuple[str, ...] | Literal["all"] = "all"
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -66,22 +72,23 @@ def policy_from_json(value: Any) -> PodPolicy:
     return policy
 
 
-def refusals(policy: PodPolicy, job: FederatedJob, pod: str) -> list[str]:
+def refusals(
+    policy: PodPolicy, job: FederatedJob, pod: str, approval: Approval | None = None, found_at: str = "model.py"
+) -> list[str]:
     """Why a pod refuses a job; empty if it does not.
 
     Args:
         policy: the pod's.
         job: what is asked.
         pod: the pod's own name.
+        approval: what the pod's owner has approved of the job's source; None if nothing.
+        found_at: where the owner finds that source.
     """
     asked = _columns_of(job.datastructure)
     hidden = [] if policy.columns == "all" or asked is None else sorted(asked - set(policy.columns))
     rules: list[tuple[bool, str]] = [
         (pod not in job.pods, f"it does not name this pod; it names {', '.join(job.pods)}"),
-        (
-            policy.models != "all" and job.model_sha256 not in policy.models,
-            f"the source of its model (sha256 {job.model_sha256}) is not among the models that may run here",
-        ),
+        *_unapproved(policy, job, approval, found_at),
         (
             job.wants_predictions and not policy.predictions_may_leave,
             "it asks for predictions of rows, which may not leave (predictions_may_leave)",
@@ -115,6 +122,32 @@ def refusals(policy: PodPolicy, job: FederatedJob, pod: str) -> list[str]:
     return [reason for broken, reason in rules if broken]
 
 
+def _unapproved(
+    policy: PodPolicy, job: FederatedJob, approval: Approval | None, found_at: str
+) -> list[tuple[bool, str]]:
+    """Rules on the model's source."""
+    if policy.models != "approved":
+        return [
+            (
+                policy.models != "all" and job.model_sha256 not in policy.models,
+                f"the source of its model (sha256 {job.model_sha256}) is not among the models that may run here",
+            )
+        ]
+    approves_it = approval is not None and approval.sha256 == job.model_sha256
+    approved_class = approval.class_name if approval is not None else None
+    return [
+        (
+            not approves_it,
+            f"the source of its model (sha256 {job.model_sha256}) is not approved: the pod's owner reads it and runs"
+            f" `bitfount-flows pod approve POD.yaml {shlex.quote(found_at)}`, which needs no restart",
+        ),
+        (
+            approves_it and job.model_class not in (None, approved_class),
+            f"it asks for the class {job.model_class}, and of that source the class {approved_class} is approved",
+        ),
+    ]
+
+
 def _columns_of(datastructure: Mapping[str, Any]) -> set[str] | None:
     """The columns that a job names; None where it takes whatever there is."""
     selected = datastructure.get("selected_cols")
@@ -127,22 +160,40 @@ def _columns_of(datastructure: Mapping[str, Any]) -> set[str] | None:
 
 
 class _Listed(fields.Field[Any]):
-    """`all`, or a list of texts."""
+    """One of a few words, or a list of texts.
+
+    Args:
+        words: those that may stand in place of a list.
+    """
+
+    def __init__(self, *words: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.words = words
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
-        if value == "all":
+        if isinstance(value, str) and value in self.words:
             return value
         if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
             return tuple(value)
-        raise ValidationError(f"is {value!r}, wanted `all`, or a list")
+        raise ValidationError(f"is {value!r}, wanted {', '.join(f'`{word}`' for word in self.words)}, or a list")
+
+
+def _are_public_keys(value: Any) -> None:
+    """Each text of a list is a public key."""
+    for text in () if isinstance(value, str) else value:
+        try:
+            public_key(text)
+        except ConfigurationError as error:
+            raise ValidationError(str(error)) from error
 
 
 class _PolicySchema(Schema):
     class Meta:
         unknown = RAISE
 
-    columns = _Listed(required=True)
-    models = _Listed(required=True)
+    columns = _Listed("all", required=True)
+    models = _Listed("all", "approved", load_default="approved")
+    modellers = _Listed("all", load_default="all", validate=_are_public_keys)
     minimum_rows = fields.Integer(strict=True, required=True, validate=validate.Range(min=1))
     maximum_rounds = fields.Integer(strict=True, required=True, validate=validate.Range(min=1))
     maximum_epochs = fields.Integer(strict=True, load_default=0, validate=validate.Range(min=0))

@@ -3,6 +3,7 @@
 What is there says how far a job is, so whoever comes back after a crash finds his place by looking:
 
     job.json, model.py                       what is asked, and the source that the job names by its sha256
+    job.sig.json                             the modeller's signature of the job, where there is one
     sessions/<n>/began.json, ended.json      the modeller's n-th start of the job, and how it ended
     sessions/<n>/here/<pod>.json             a pod that is still up says so
     pods/<pod>/schema.json                   the pod has joined: its columns, and how many rows it has
@@ -41,6 +42,7 @@ from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import FederatedJob, job_from_json
 from bitfount_model.federation.messages import UpdateNote, note_from_json, note_of, rows_from_json
 from bitfount_model.federation.pod import Update
+from bitfount_model.federation.signing import JobSignature
 from bitfount_model.federation.statistics import PodStatistics
 from bitfount_model.types import JSON, Parameters, PredictReturnType
 from tasks.federated.messages import (
@@ -53,6 +55,7 @@ from tasks.federated.messages import (
     Joined,
     JoinedSchema,
     PredictionsSchema,
+    SignatureSchema,
     Start,
     StartSchema,
     plain_keys,
@@ -106,12 +109,14 @@ class Exchange:
 
     # -- the job ----------------------------------------------------------------------------------------------------------
 
-    def publish(self, job: FederatedJob, source: bytes) -> None:
-        """Says what is asked.
+    def publish(self, job: FederatedJob, source: bytes, signature: JobSignature | None = None) -> None:
+        """Says what is asked; the signature first, so that no pod finds a signed job without it.
 
         Raises:
             IntegrityError: another job lies here.
         """
+        if signature is not None:
+            self._put("job.sig.json", asdict(signature))
         self.store.put("model.py", source)
         self._put("job.json", job.to_json())
 
@@ -123,6 +128,15 @@ class Exchange:
         """
         value = self._get("job.json")
         return None if value is None else (job_from_json(value), self.store.get("model.py"))
+
+    def signature(self) -> JobSignature | None:
+        """The signature that came with the job, not looked at yet; None for an unsigned one.
+
+        Raises:
+            SerializationError: it is not what a modeller writes.
+        """
+        value = self._checked("job.sig.json", SignatureSchema())
+        return None if value is None else JobSignature(**value)
 
     # -- the modeller's sessions --------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class FederatedJobFile:
         compare: whether each pod alone and all rows pooled are trained too, for comparison.
         register: the name in MLflow's registry that the trained model becomes a version of, or None.
         operation: `fit`; or `evaluate` or `predict`, which train nothing.
+        sign_with: file of the private key that signs the job, or None.
     """
 
     name: str
@@ -64,6 +65,7 @@ class FederatedJobFile:
     compare: bool
     register: str | None
     operation: str
+    sign_with: str | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -150,6 +152,7 @@ class FederatedJobSchema(StrictSchema):
     compare = fields.Boolean(load_default=False)
     register = fields.String(load_default=None, allow_none=True, validate=is_name)
     operation = fields.String(load_default=FIT, validate=validate.OneOf((FIT, EVALUATE, PREDICT)))
+    sign_with = fields.String(load_default=None, allow_none=True)
 
     @validates_schema
     def one_world(self, data: JSON, **_: Any) -> None:

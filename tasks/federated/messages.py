@@ -68,6 +68,13 @@ class EndSchema(StrictMessage):
     reason = fields.String(required=True)
 
 
+class SignatureSchema(StrictMessage):
+    """A `JobSignature`."""
+
+    public_key = fields.String(required=True, validate=validate.Length(max=1000))
+    signature = fields.String(required=True, validate=validate.Regexp(r"^[0-9a-f]{128}\Z"))
+
+
 class JoinedSchema(StrictMessage):
     """`Joined` as it lies in the exchange."""
 

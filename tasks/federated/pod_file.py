@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from marshmallow import fields, validate
 
 from bitfount_model.data import source_from_config
+from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.pod import Pod
 from bitfount_model.federation.policy import policy_from_json
+from tasks.federated.pod_state import PodState
 from tasks.job import JSON, SPLITTERS, SourceSection, SplitterSection, StrictSchema, is_name, loaded
 
 
@@ -25,6 +28,7 @@ class PodFile:
         store: where a deployed pod meets modellers.
         patience_seconds: how long a deployed pod waits for a modeller who gives no sign, beyond the job's own deadline.
         jobs_at_once: how many jobs a deployed pod takes part in at a time.
+        state: the pod's private folder; None where nothing says it.
     """
 
     name: str
@@ -34,9 +38,20 @@ class PodFile:
     store: str | None
     patience_seconds: float
     jobs_at_once: int
+    state: str | None = None
+
+    def private(self) -> PodState:
+        """The pod's private folder, which may not be there yet.
+
+        Raises:
+            ConfigurationError: nothing says where it is.
+        """
+        if self.state is None:
+            raise ConfigurationError(f"pod {self.name!r} has no `state`: say in its file where its private folder is")
+        return PodState(Path(self.state), self.name)
 
     def pod(self) -> Pod:
-        """The pod.
+        """The pod; it keeps its book where its private folder has been made.
 
         Raises:
             ConfigurationError: there is no policy, or it is none.
@@ -44,7 +59,11 @@ class PodFile:
         """
         ((kind, arguments),) = self.splitter.items()
         return Pod(
-            self.name, source_from_config(self.data), policy_from_json(self.policy), SPLITTERS[kind](**arguments)
+            self.name,
+            source_from_config(self.data),
+            policy_from_json(self.policy),
+            SPLITTERS[kind](**arguments),
+            self.private() if self.state is not None and self.private().is_there else None,
         )
 
 
@@ -58,6 +77,7 @@ class PodSchema(StrictSchema):
     store = fields.String(load_default=None, allow_none=True)
     patience_seconds = fields.Float(load_default=900.0, validate=validate.Range(min=1))
     jobs_at_once = fields.Integer(strict=True, load_default=4, validate=validate.Range(min=1))
+    state = fields.String(load_default=None, allow_none=True)
 
 
 def check_pod(value: Any) -> PodFile:

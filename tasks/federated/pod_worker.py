@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -26,8 +27,19 @@ from bitfount_model.errors import (
     StorageError,
     TooFewRowsError,
 )
+from bitfount_model.federation.book import (
+    EVALUATED,
+    FAILED,
+    JOINED,
+    PREDICTED,
+    REFUSED,
+    SUMMARISED,
+    TRAINED,
+    Decision,
+)
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod, PodSession, Rows
+from bitfount_model.federation.signing import admitted
 from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
 from tasks.federated.messages import Joined, Start
@@ -74,6 +86,9 @@ class PodWorker:
         self.session = session
         self.left: str | None = None
         self._pod_session: PodSession | None = None
+        self._asked: FederatedJob | None = None  # as it lies in the exchange, joined or not
+        self._modeller: str | None = None  # the key that signed it
+        self._rows: Rows | None = None
         self._start: Start | None = None
         self._round = 1
         self._weights: Reference | None = None  # those that are asked about now
@@ -163,9 +178,26 @@ class PodWorker:
         except PodError as error:
             self.exchange.put_failure(phase, self.pod.name, self.session, str(error))
             tell("pod_failed", {"pod": self.pod.name, "phase": phase, "reason": str(error)})
+            with self._logged():  # nothing comes of a failure, so a log that cannot be written is no reason to stop
+                number = self._round if phase == round_phase(self._round) else None
+                self._note(FAILED if self.has_joined else REFUSED, round_number=number, reason=error.plain)
             if phase == JOIN:
                 self.left = str(error)
         return True
+
+    def _note(self, what: str, **values: Any) -> None:
+        """Writes down what the pod is about to do, before it does it, where it keeps a book."""
+        if self.pod.book is not None:
+            job = self._asked
+            job_id, model = (job.job_id, job.model_sha256) if job else (None, None)
+            self.pod.book.note(Decision(what, job=job_id, model=model, modeller=self._modeller, **values))
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            logger.error("pod %s: %s", self.pod.name, error)
 
     # -- the tasks' bodies ----------------------------------------------------------------------------------------------------
 
@@ -174,9 +206,13 @@ class PodWorker:
         asked = self.exchange.job()
         if asked is None:
             raise ConfigurationError(f"there is no job in {self.exchange.url}")
-        session = PodSession(self.pod, *asked)
+        self._asked = asked[0]
+        self._modeller = self._admitted(asked[0])
+        session = PodSession(self.pod, *asked, found_at=f"{self.exchange.url}/model.py")
         with threads(session.job.threads):
             joined = Joined(session.schema(), session.rows())
+        self._rows = joined.rows
+        self._note(JOINED, rows=joined.rows.train + joined.rows.validation + joined.rows.test)
         try:
             self.exchange.put_joined(pod, joined)
         except IntegrityError as error:
@@ -185,10 +221,19 @@ class PodWorker:
             ) from error
         self._pod_session = session
 
+    def _admitted(self, job: FederatedJob) -> str | None:
+        """The modeller's key, where the job is signed; a job of somebody whom the policy does not list goes no further."""
+        try:
+            return admitted(self.pod.policy.modellers, job, self.exchange.signature())
+        except ConfigurationError as error:
+            raise ConfigurationError(f"pod {self.pod.name!r} refuses the job {job.job_id!r}: {error}") from error
+
     def _summarise(self, pod: str) -> None:
         schema = self.exchange.common()
         if schema is not None:
-            self.exchange.put_statistics(pod, self._opened().statistics(schema))
+            statistics = self._opened().statistics(schema)
+            self._note(SUMMARISED, rows=self._rows and self._rows.train)
+            self.exchange.put_statistics(pod, statistics)
 
     def _build(self, pod: str) -> None:
         if self._start is not None:
@@ -207,6 +252,7 @@ class PodWorker:
             update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
         if self.exchange.is_closed(round_phase(round_number)):  # nobody would add it, or remove it
             raise ConfigurationError(f"pod {pod!r} is too late: round {round_number} is closed")
+        self._note(TRAINED, round_number=round_number, rows=update.weight)
         self.exchange.put_update(update)
         tell("pod_fitted", {"pod": pod, "round": round_number, "rows": update.weight})
         return {"pod": pod, "round": round_number, "seconds": round(update.seconds, 4)}
@@ -214,12 +260,15 @@ class PodWorker:
     def _evaluate(self, pod: str) -> None:
         session = self._opened()
         parameters = self.exchange.weights(self._asked_weights())
-        self.exchange.put_evaluation(pod, session.evaluate(parameters))
+        metrics = session.evaluate(parameters)
+        self._note(EVALUATED, rows=self._rows and self._rows.test)
+        self.exchange.put_evaluation(pod, metrics)
 
     def _predict(self, pod: str) -> None:
         session = self._opened()
         parameters = self.exchange.weights(self._asked_weights())
         result = session.predict(parameters)
+        self._note(PREDICTED, rows=len(result.preds))
         self.exchange.put_predictions(pod, torch.as_tensor(result.preds), result.keys)
 
     # -- around them ----------------------------------------------------------------------------------------------------------
@@ -240,21 +289,30 @@ class PodWorker:
             except Exception as error:
                 logger.error("pod %s, %s: %s", self.pod.name, name, "".join(traceback.format_exception(error)))
                 passes = is_transient(error) and not isinstance(error, TooLateError)
-                raise PodError(self._reason(name, error), transient=passes) from None
+                plain = self._plain_reason(name, error, names_columns=False)
+                raise PodError(self._reason(name, error), transient=passes, plain=plain) from None
 
         task: Callable[..., Value] = step(name, run_name)(guarded)
         return task
 
     def _reason(self, name: str, error: Exception) -> str:
         """What the modeller is told of an error."""
-        what = f"pod {self.pod.name!r} failed to {DOING.get(name, name)}"
         if self.pod.policy.errors_may_leave:
             return (
-                f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
+                f"{self._failed_to(name)}: {type(error).__name__}: {error}\n"
+                f"{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
             )
+        return self._plain_reason(name, error, names_columns=self.pod.policy.columns == "all")
+
+    def _failed_to(self, name: str) -> str:
+        return f"pod {self.pod.name!r} failed to {DOING.get(name, name)}"
+
+    def _plain_reason(self, name: str, error: Exception, *, names_columns: bool) -> str:
+        """What may be told of an error without a value of a row in it."""
+        what = self._failed_to(name)
         if isinstance(error, TooLateError):
             return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
-        names_all_columns = isinstance(error, SchemaMismatchError) and self.pod.policy.columns == "all"
+        names_all_columns = isinstance(error, SchemaMismatchError) and names_columns
         if (isinstance(error, SPEAKABLE) or names_all_columns) and not came_through_model(error):
             text = str(error)
             return text if text.startswith(f"pod {self.pod.name!r}") else f"{what}: {text}"

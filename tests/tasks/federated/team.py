@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bitfount_model import DataFrameSource
+from bitfount_model.federation.book import Book
 from bitfount_model.federation.job import FederatedJob, job_from_json
 from bitfount_model.federation.pod import Pod
 from bitfount_model.federation.policy import PodPolicy
@@ -103,12 +104,14 @@ class Team:
     Attributes:
         policies: pod -> policy; the others allow all that a job here asks for.
         tables: pod -> its rows.
+        books: pod -> what it keeps; the others keep nothing.
     """
 
     folder: Path
     names: tuple[str, ...] = ("ann", "bob", "cat")
     policies: dict[str, PodPolicy] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    books: dict[str, Book] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = {name: table(name) for name in self.names} | self.tables
@@ -141,7 +144,8 @@ class Team:
 
     def pod(self, name: str) -> Pod:
         """A pod as its owner configures it."""
-        return Pod(name, DataFrameSource(self.tables[name]), self.policies.get(name, OPEN))
+        source, policy = DataFrameSource(self.tables[name]), self.policies.get(name, OPEN)
+        return Pod(name, source, policy, book=self.books.get(name))
 
     def exchange(self) -> Exchange:
         """Where both sides meet, seen anew."""

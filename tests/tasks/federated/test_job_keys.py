@@ -54,6 +54,7 @@ JOB: dict[str, Any] = {
     "compare": False,
     "register": "tumours",
     "operation": "fit",
+    "sign_with": "modeller.pem",
 }
 
 
@@ -120,6 +121,7 @@ def test_every_key_reaches_the_pods_or_the_modeller() -> None:
         "s3://bucket/federation",
         "tumours",
     )
+    assert asked.sign_with == "modeller.pem"
     assert (asked.evaluate, asked.predict, asked.compare, asked.is_embedded) == (False, True, False, False)
     assert asked.federation["require_all_pods"] is True
     assert check_federated_job(federated_job_to_json(asked)) == asked
@@ -203,6 +205,7 @@ def test_what_has_no_default_is_missed(path: str) -> None:
         ("compare", "maybe"),
         ("register", ""),
         ("operation", "train"),
+        ("sign_with", 3),
         ("rounds", 3),
     ],
 )

@@ -84,4 +84,4 @@ def test_a_wrong_policy_is_said_when_the_pod_is_made() -> None:
     checked = check_pod({**POD, "data": {"sklearn": "digits"}, "policy": {"columns": "all", "minimum_row": 3}})
     with pytest.raises(ConfigurationError) as caught:
         checked.pod()
-    assert "minimum_row" in str(caught.value) and "models" in str(caught.value)
+    assert "minimum_row" in str(caught.value) and "maximum_rounds" in str(caught.value)

@@ -81,6 +81,8 @@ def test_without_a_job_a_pod_leaves_and_says_why(team: Team) -> None:
     [
         ({"models": ("0" * 64,)}, {}, "not among the models that may run here"),
         ({"models": ()}, {}, "not among the models that may run here"),
+        ({"models": "approved"}, {}, "is not approved: the pod's owner reads it"),
+        ({"modellers": ("ssh-ed25519 AAAA",)}, {}, "it is not signed"),
         ({"minimum_pods": 4}, {}, "it has 3 pods, at least 4 are wanted"),
         ({"maximum_rounds": 2}, {}, "it has 3 rounds, at most 2 are allowed"),
         ({"maximum_epochs": 2}, {}, "it trains 3 epochs, at most 2 are allowed"),
