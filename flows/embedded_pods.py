@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from bitfount_model.federation.identity import identities_of_one_process
 from bitfount_model.federation.pod import Pod
 from tasks.federated.exchange import Exchange
 from tasks.federated.pod_worker import PodWorker
@@ -19,7 +21,9 @@ class EmbeddedPods:
     """
 
     def __init__(self, pods: Sequence[Pod], exchange: Exchange, session: int) -> None:
-        self._workers = {pod.name: PodWorker(pod, exchange, session) for pod in pods}
+        identities = identities_of_one_process(pod.name for pod in pods)
+        known = [replace(pod, identity=identities[pod.name]) for pod in pods]
+        self._workers = {pod.name: PodWorker(pod, exchange, session) for pod in known}
 
     def begin(self) -> None:
         """They are here already."""

@@ -139,6 +139,9 @@ def go_on(federation: Federation, rounds: Rounds) -> None:
         number = rounds.state.round_number + 1
         tell("round_open", {**open_round(number), "rounds": federation.job.rounds})
         federation.reach.work()
+        for name, collect in rounds.steps_of_sum.items():
+            step(name, f"{name} of round {number}")(collect)()
+            federation.reach.work()
         tell("round_closed", aggregate(number))
 
 

@@ -35,6 +35,7 @@ PATHS = (
     ("out", "parquet"),
     ("sign_with",),
     ("state",),
+    ("identity",),
 )
 """Keys that hold a path, relative to the file."""
 

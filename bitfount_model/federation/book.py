@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 JOINED, REFUSED, SUMMARISED, TRAINED = "joined", "refused", "summarised", "trained"
-EVALUATED, PREDICTED, FAILED = "evaluated", "predicted", "failed"
+EVALUATED, PREDICTED, FAILED, UNMASKED = "evaluated", "predicted", "failed", "unmasked"
 APPROVED, REVOKED, HEALED = "approved", "revoked", "healed"
-DECISIONS = (JOINED, REFUSED, SUMMARISED, TRAINED, EVALUATED, PREDICTED, FAILED, APPROVED, REVOKED, HEALED)
-"""What a pod, or its owner, does; `healed` is the note on a line that a crash cut off."""
+DECISIONS = (JOINED, REFUSED, SUMMARISED, TRAINED, EVALUATED, PREDICTED, FAILED, UNMASKED, APPROVED, REVOKED, HEALED)
+"""What a pod, or its owner, does; `unmasked` is its help to sum a round, `healed` the note on a line that a crash cut off."""
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,11 @@ class Book(Protocol):
 
         Raises:
             StorageError: it cannot be written.
+        """
+
+    def first_survivors(self, job: str, round_number: int, survivors: tuple[str, ...]) -> tuple[str, ...]:
+        """The pods over which the pod first helped to sum a round of a job: those given, where it has not done so before.
+
+        Raises:
+            StorageError: it cannot be written; then the pod does not help.
         """

@@ -17,6 +17,7 @@ from bitfount_model.data.schema import BitfountSchema
 from bitfount_model.errors import ConfigurationError, SerializationError
 from bitfount_model.federation.early_stopping import EarlyStopping
 from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
+from bitfount_model.federation.secure_sum import MINIMUM_PODS
 from bitfount_model.federation.server_optimisers import PUBLISHED, server_settings
 from bitfount_model.types import JSON
 
@@ -50,6 +51,7 @@ class FederatedJob:
         optimiser_settings: in place of the published ones.
         aggregation: how the updates of a round become one: a name in `AGGREGATIONS`.
         aggregation_settings: of it; see `robust`.
+        secure_aggregation: updates are seen only in their sum; see `secure_sum`.
         weighted: pods count by their training rows, where the aggregation lets them; False counts each once.
         proximal_mu: strength of FedProx's pull to the global parameters (Li et al., "Federated Optimization in Heterogeneous
             Networks", 2020); 0 is none.
@@ -85,6 +87,7 @@ class FederatedJob:
     optimiser_settings: Mapping[str, float] = field(default_factory=dict)
     aggregation: str = MEAN
     aggregation_settings: Mapping[str, float] = field(default_factory=dict)
+    secure_aggregation: bool = False
     weighted: bool = True
     proximal_mu: float = 0.0
     sample: int | None = None
@@ -182,6 +185,30 @@ def check_enough_pods(data: Mapping[str, Any], asked: int) -> None:
         raise ConfigurationError(f"{name} needs updates of {fewest} pods, and the quorum is {quorum}: raise it")
 
 
+def check_can_be_secure(data: Mapping[str, Any], asked: int) -> None:
+    """Refuses what a secure sum cannot do.
+
+    Args:
+        data: a job's `secure_aggregation`, `aggregation` and `quorum`.
+        asked: how many pods a round asks.
+
+    Raises:
+        ConfigurationError: a rule that looks at single updates, or too few pods.
+    """
+    if not data["secure_aggregation"]:
+        return
+    if data["aggregation"] != MEAN:
+        raise ConfigurationError(
+            f"aggregation is {data['aggregation']}, which looks at single updates, and a secure sum shows none: take one of"
+            " the two"
+        )
+    if asked < MINIMUM_PODS or data["quorum"] < MINIMUM_PODS:
+        raise ConfigurationError(
+            f"a round asks {asked} pods and its quorum is {data['quorum']}; a secure sum needs at least {MINIMUM_PODS} of both,"
+            " or pods would know each other's updates from the sum"
+        )
+
+
 def _by_key(messages: Any) -> list[tuple[str, Any]]:
     return sorted(messages.items()) if isinstance(messages, Mapping) else [("job", messages)]
 
@@ -222,6 +249,7 @@ class _JobSchema(Schema):
     optimiser_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
     aggregation = fields.String(load_default=MEAN, validate=validate.OneOf(list(AGGREGATIONS)))
     aggregation_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
+    secure_aggregation = fields.Boolean(load_default=False)
     weighted = fields.Boolean(load_default=True)
     proximal_mu = fields.Float(load_default=0.0, validate=validate.Range(min=0, max=1e6))
     sample = fields.Integer(strict=True, validate=_is_positive, load_default=None, allow_none=True)
@@ -251,6 +279,7 @@ class _JobSchema(Schema):
         for key, check in (
             ("optimiser_settings", lambda: server_settings(data["optimiser"], data["optimiser_settings"])),
             ("aggregation_settings", lambda: check_enough_pods(data, asked)),
+            ("secure_aggregation", lambda: check_can_be_secure(data, asked)),
             ("early_stopping", lambda: data["early_stopping"] and EarlyStopping(**data["early_stopping"])),
             ("best", lambda: data["best"] and selection(data["best"])),
             ("schema", lambda: data["schema"] and BitfountSchema.loads(data["schema"])),

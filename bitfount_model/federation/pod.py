@@ -33,6 +33,7 @@ from bitfount_model.data.sql_source import SQLSource
 from bitfount_model.errors import ConfigurationError, NotInitialisedError, TooFewRowsError
 from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.book import Approval, Book
+from bitfount_model.federation.identity import Identity
 from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, refusals
 from bitfount_model.federation.statistics import PodStatistics, pod_statistics
@@ -54,6 +55,7 @@ class Pod:
         policy: what jobs may ask.
         splitter: how rows are split; rows for testing never train.
         book: what the owner has approved, and where the pod notes what it does; None approves nothing and notes nothing.
+        identity: who it is to other pods in secure sums; None takes part in none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Pod:
     policy: PodPolicy
     splitter: DatasetSplitter = field(default_factory=PercentageSplitter)
     book: Book | None = None
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -325,9 +328,19 @@ class PodSession:
     def _refusals(self, approval: Approval | None, found_at: str) -> Iterator[str]:
         """Why the pod does not take part, as far as it can be said without a look at the rows."""
         yield from refusals(self.pod.policy, self.job, self.pod.name, approval, found_at)
+        yield from self._strangers()
         source, asked = self.pod.source, self._datastructure.table_for(self.pod.name)
         if isinstance(source, SQLSource) and asked not in (None, source.table, *self.pod.policy.tables):
             yield f"it asks for the table {asked!r}, and this pod reads only its own and those under `tables`"
+
+    def _strangers(self) -> Iterator[str]:
+        """Why the pod takes part in no secure sum with the job's pods."""
+        if not self.job.secure_aggregation:
+            return
+        if self.pod.identity is None:
+            yield "it asks for secure sums, and this pod has no `identity` to sign its keys with"
+        elif unknown := [pod for pod in self.job.pods if pod not in self.pod.identity.pinned(self.pod.name)]:
+            yield f"it asks for secure sums with {', '.join(unknown)}, whose public keys are not under this pod's `peers`"
 
     def _split(self, frame: Any) -> SplitIndices:
         return split_rows(frame, self.pod.splitter, self._datastructure, self._seed())

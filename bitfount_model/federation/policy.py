@@ -36,6 +36,7 @@ class PodPolicy:
         errors_may_leave: whether the modeller is sent the text and traceback of whatever goes wrong, which may hold values
             of rows; otherwise it is told what kind of error it was, and where.
         tables: names of tables of its database that jobs may read in place of the pod's own.
+        secure_aggregation: whether only jobs that see updates in their sum alone may train.
         modellers: public keys of those whose jobs run; "all" runs unsigned jobs too.
     """
 
@@ -50,6 +51,7 @@ class PodPolicy:
     errors_may_leave: bool = False
     tables: tuple[str, ...] = ()
     modellers: tuple[str, ...] | Literal["all"] = "all"
+    secure_aggregation: bool = False
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -108,6 +110,10 @@ def refusals(
         (
             job.rounds > 0 and job.steps is not None and job.steps > policy.maximum_steps,
             f"it trains {job.steps} steps, at most {policy.maximum_steps} are allowed",
+        ),
+        (
+            policy.secure_aggregation and job.rounds > 0 and not job.secure_aggregation,
+            "it would see this pod's updates one by one, and this pod trains for secure sums alone (secure_aggregation)",
         ),
         (bool(hidden), f"it uses columns that are not allowed: {', '.join(hidden)}"),
         (
@@ -202,6 +208,7 @@ class _PolicySchema(Schema):
     tables = fields.List(fields.String(), load_default=list)
     predictions_may_leave = fields.Boolean(load_default=False)
     errors_may_leave = fields.Boolean(load_default=False)
+    secure_aggregation = fields.Boolean(load_default=False)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:

@@ -9,6 +9,7 @@ from bitfount_model import codec
 from bitfount_model.errors import ParameterError, QuorumError
 from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppingState
+from bitfount_model.federation.fixed_point import SecureMean
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.robust import Collected, aggregator
@@ -121,15 +122,41 @@ def close_round(
         )
     if not mean.weight:
         raise QuorumError(f"round {round_number}: no pod has training rows behind its update", refused)
-    settings = server_settings(job.optimiser, job.optimiser_settings, tuple(buffers))
-    server, parameters = SERVER_OPTIMISERS[job.optimiser](state.server, state.parameters, mean.mean(), settings)
     metrics = sums.mean()
+    following = _stepped(job, state, mean.mean(), metrics, buffers)
+    chosen = mean.chosen if isinstance(mean, Collected) else mean.pods
+    return following, RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight, chosen)
+
+
+def close_secure_round(
+    job: FederatedJob, state: GlobalState, summed: SecureMean, pods: tuple[str, ...], buffers: Iterable[str] = ()
+) -> tuple[GlobalState, RoundSummary]:
+    """Adds the mean that a secure sum says to the global parameters; of single pods nothing is known but that they are in it.
+
+    Args:
+        job: says how.
+        state: after the rounds before; left as it is.
+        summed: the mean, the weights together and the metrics.
+        pods: the survivors, whose updates are in the sum.
+        buffers: as in `close_round`.
+    """
+    metrics = summed.metrics.mean()
+    following = _stepped(job, state, summed.mean, metrics, buffers)
+    number = following.round_number
+    return following, RoundSummary(number, pods, {}, metrics, {}, {}, float(summed.weight), pods)
+
+
+def _stepped(
+    job: FederatedJob, state: GlobalState, update: Parameters, metrics: Mapping[str, float], buffers: Iterable[str]
+) -> GlobalState:
+    """The state after the round's update: the server optimiser's step, and whether to stop."""
+    round_number = state.round_number + 1
+    settings = server_settings(job.optimiser, job.optimiser_settings, tuple(buffers))
+    server, parameters = SERVER_OPTIMISERS[job.optimiser](state.server, state.parameters, update, settings)
     stopping = state.stopping
     if job.early_stopping is not None:
         stopping = EarlyStopping(**job.early_stopping).update(stopping, round_number, metrics)
-    chosen = mean.chosen if isinstance(mean, Collected) else mean.pods
-    summary = RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight, chosen)
-    return GlobalState(round_number, parameters, server, stopping), summary
+    return GlobalState(round_number, parameters, server, stopping)
 
 
 def check_belongs(

@@ -47,18 +47,28 @@ def new_key() -> tuple[bytes, str]:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), _text_of(key.public_key())
 
 
-def sign(job: FederatedJob, private_key: bytes) -> JobSignature:
+def sign(job: FederatedJob, pem: bytes) -> JobSignature:
     """Signs a job, which names its model's source by the sha256.
 
     Args:
         job: as it is published.
-        private_key: in PEM.
+        pem: the private key.
+
+    Raises:
+        ConfigurationError: it is no Ed25519 key, or has a password.
+    """
+    key = private_key(pem)
+    return JobSignature(_text_of(key.public_key()), key.sign(signed_bytes(job)).hex())
+
+
+def private_key(pem: bytes) -> Ed25519PrivateKey:
+    """A private key.
 
     Raises:
         ConfigurationError: it is no Ed25519 key, or has a password.
     """
     try:
-        key = load_pem_private_key(private_key, password=None)
+        key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(
             "the key to sign with is no private key in PEM without a password; make one with `bitfount-flows keys make FILE`"
@@ -67,7 +77,7 @@ def sign(job: FederatedJob, private_key: bytes) -> JobSignature:
         raise ConfigurationError(
             f"the key to sign with is a {type(key).__name__}, wanted Ed25519: make one with `bitfount-flows keys make FILE`"
         )
-    return JobSignature(_text_of(key.public_key()), key.sign(signed_bytes(job)).hex())
+    return key
 
 
 def signer(job: FederatedJob, signature: JobSignature) -> str:
@@ -120,8 +130,21 @@ def public_key(text: str) -> str:
     Raises:
         ConfigurationError: it is none.
     """
+    return _text_of(_checked(text))
+
+
+def raw_public_key(text: str) -> bytes:
+    """The 32 bytes of a public key.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    return _checked(text).public_bytes_raw()
+
+
+def _checked(text: str) -> Ed25519PublicKey:
     try:
-        return _text_of(_public_key(text))
+        return _public_key(text)
     except ValueError as error:
         raise ConfigurationError(
             f"{text[:100]!r} is no public key: wanted the line that `bitfount-flows keys make FILE` prints,"

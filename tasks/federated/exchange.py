@@ -13,6 +13,7 @@ What is there says how far a job is, so whoever comes back after a crash finds h
     weights/<sha256>.safetensors             global parameters, by their digest
     rounds/<r>/open.json                     who is asked in the round, and from which parameters
     rounds/<r>/updates/<pod>.json            a pod's answer; its delta lies beside it
+    rounds/<r>/secure/<n>/...                a secure sum in the modeller's n-th session: see `secure_messages`
     rounds/<r>/closed.json                   too late for the round
     evaluation/open.json, closed.json        the last parameters, for the pods' test rows
     evaluation/<pod>.json                    a pod's test metrics
@@ -356,6 +357,22 @@ class Exchange:
         return None if value is None else str(value["reason"])
 
     # -- objects ------------------------------------------------------------------------------------------------------------------
+
+    # -- secure sums: see `secure_messages` ----------------------------------------------------------------------------------------
+
+    def put_message(self, name: str, value: JSON) -> None:
+        """Writes a message once: a second one under the same name changes nothing."""
+        self._put_once(name, value)
+
+    def message(self, name: str) -> Any:
+        """A message as JSON, not looked at yet; None while there is none.
+
+        Raises:
+            SerializationError: it is no JSON.
+        """
+        return self._get(name)
+
+    # -- below ------------------------------------------------------------------------------------------------------------------
 
     def _put(self, name: str, value: JSON) -> None:
         self._notes.put(name, json.dumps(value, sort_keys=True, allow_nan=False).encode(), durable=False)

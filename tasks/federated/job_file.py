@@ -13,6 +13,7 @@ from marshmallow import RAISE, ValidationError, fields, validate, validates_sche
 from bitfount_model.data import BitfountSchema, DataStructure, Preparation
 from bitfount_model.federation.job import EVALUATE, FIT, PREDICT, FederatedJob, job_from_json
 from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
+from bitfount_model.federation.secure_sum import MINIMUM_PODS
 from bitfount_model.federation.server_optimisers import PUBLISHED
 from tasks.job import (
     JSON,
@@ -119,6 +120,7 @@ class FederationSection(StrictSchema):
     optimiser_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
     aggregation = fields.String(load_default=MEAN, validate=validate.OneOf(list(AGGREGATIONS)))
     aggregation_settings = fields.Dict(keys=fields.String(), values=fields.Float(), load_default=dict)
+    secure_aggregation = fields.Boolean(load_default=False)
     weighted = fields.Boolean(load_default=True)
     proximal_mu = fields.Float(load_default=0.0)
     sample = fields.Integer(strict=True, load_default=None, allow_none=True)
@@ -229,7 +231,8 @@ def job_for_pods(
     if federation["quorum"] is None:
         asked = min(federation["sample"] or len(pods), len(pods))
         robust = robust_settings(federation["aggregation"], federation["aggregation_settings"])
-        federation["quorum"] = min(asked, max(asked // 2 + 1, fewest_pods(federation["aggregation"], robust)))
+        fewest = MINIMUM_PODS if federation["secure_aggregation"] else fewest_pods(federation["aggregation"], robust)
+        federation["quorum"] = min(asked, max(asked // 2 + 1, fewest))
     value: Mapping[str, Any] = {
         "job_id": job_id,
         "pods": pods,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from marshmallow import fields, validate
 
 from bitfount_model.data import source_from_config
 from bitfount_model.errors import ConfigurationError
+from bitfount_model.federation.identity import Identity, identity_of
 from bitfount_model.federation.pod import Pod
 from bitfount_model.federation.policy import policy_from_json
 from tasks.federated.pod_state import PodState
@@ -29,6 +31,8 @@ class PodFile:
         patience_seconds: how long a deployed pod waits for a modeller who gives no sign, beyond the job's own deadline.
         jobs_at_once: how many jobs a deployed pod takes part in at a time.
         state: the pod's private folder; None where nothing says it.
+        identity: file of the pod's private key, for secure sums; None takes part in none, deployed.
+        peers: pod -> public key of the pods that it sums with.
     """
 
     name: str
@@ -39,6 +43,8 @@ class PodFile:
     patience_seconds: float
     jobs_at_once: int
     state: str | None = None
+    identity: str | None = None
+    peers: Mapping[str, str] = field(default_factory=dict)
 
     def private(self) -> PodState:
         """The pod's private folder, which may not be there yet.
@@ -64,7 +70,18 @@ class PodFile:
             policy_from_json(self.policy),
             SPLITTERS[kind](**arguments),
             self.private() if self.state is not None and self.private().is_there else None,
+            self._identity(),
         )
+
+    def _identity(self) -> Identity | None:
+        if self.identity is None:
+            return None
+        try:
+            return identity_of(Path(self.identity).read_bytes(), self.peers)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read the pod's key, identity: {self.identity}: {error.strerror}"
+            ) from error
 
 
 class PodSchema(StrictSchema):
@@ -78,6 +95,8 @@ class PodSchema(StrictSchema):
     patience_seconds = fields.Float(load_default=900.0, validate=validate.Range(min=1))
     jobs_at_once = fields.Integer(strict=True, load_default=4, validate=validate.Range(min=1))
     state = fields.String(load_default=None, allow_none=True)
+    identity = fields.String(load_default=None, allow_none=True)
+    peers = fields.Dict(keys=fields.String(validate=is_name), values=fields.String(), load_default=dict)
 
 
 def check_pod(value: Any) -> PodFile:

@@ -2,15 +2,19 @@
 
 <state>/approvals/       see `tasks.federated.approvals`
 <state>/audit.jsonl      see `tasks.federated.audit`
+<state>/sums/            over which pods the pod helped to sum a round, `<job id>.<round>.json`
 """
 
 from __future__ import annotations
 
+import json
+import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitfount_model.errors import ConfigurationError
+from bitfount_model.errors import ConfigurationError, StorageError
 from bitfount_model.federation.book import APPROVED, REVOKED, Approval, Decision
 from tasks.federated.approvals import Approvals
 from tasks.federated.audit import AuditLog
@@ -72,6 +76,19 @@ class PodState:
     def note(self, decision: Decision) -> None:
         """See `Book`."""
         self.audit.append(decision)
+
+    def first_survivors(self, job: str, round_number: int, survivors: tuple[str, ...]) -> tuple[str, ...]:
+        """See `Book`."""
+        path = self.folder / "sums" / f"{job}.{round_number}.json"
+        try:
+            path.parent.mkdir(mode=PRIVATE, exist_ok=True)
+            with suppress(FileExistsError), path.open("x", encoding="utf-8") as stream:
+                json.dump(survivors, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            return tuple(json.loads(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise StorageError(f"pod {self.pod!r} cannot note in {path} over whom it sums: {error}") from error
 
     def approve(self, source: bytes, approval: Approval) -> None:
         """Notes an approval, then keeps it.

@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from bitfount_model.errors import (
     ParameterError,
     PodError,
     SchemaMismatchError,
+    SecureSumError,
     StorageError,
     TooFewRowsError,
 )
@@ -38,11 +39,13 @@ from bitfount_model.federation.book import (
     Decision,
 )
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession, Rows
+from bitfount_model.federation.pod import Pod, PodSession, Rows, Update
 from bitfount_model.federation.signing import admitted
 from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
 from tasks.federated.messages import Joined, Start
+from tasks.federated.secure_messages import SecureMessages
+from tasks.federated.secure_part import KEYS, MASK, SHARES, UNMASK, SecurePart
 from tasks.fit import BatchProgress
 from tasks.progress import listening, tell
 from tasks.retries import is_transient
@@ -58,8 +61,14 @@ logger = logging.getLogger(POD_LOGGER)
 Value = TypeVar("Value")
 
 # Their messages are made of settings, names, counts and shapes, never of values of rows.
-SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, StorageError, TooFewRowsError)
-DOING = {"statistics": "summarise its rows"}
+SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, SecureSumError, StorageError, TooFewRowsError)
+DOING = {
+    "statistics": "summarise its rows",
+    KEYS: "publish its keys",
+    SHARES: "share its seeds",
+    MASK: "mask its update",
+    UNMASK: "answer for the masks",
+}
 """Steps whose names are no verbs."""
 
 
@@ -97,6 +106,14 @@ class PodWorker:
         self._statistics_task = self._task("statistics", "statistics · {pod}", self._summarise)
         self._prepare_task = self._task("prepare", "prepare · {pod}", self._build)
         self._fit_task = self._task("fit", "fit round {round_number} · {pod}", self._train)
+        self._kept: Update | None = None  # of the newest round that is summed securely
+        self._part: SecurePart | None = None
+        self._part_of: tuple[str, int] | None = None  # the phase and the session of that part
+        self._train_task = self._task("fit", "fit round {round_number} · {pod}", self._train_for_sum)
+        self._sum_tasks = {
+            name: self._task(name, f"{name} of round {{round_number}} · {{pod}}", partial(self._take, name))
+            for name in (KEYS, SHARES, MASK, UNMASK)
+        }
         self._evaluate_task = self._task("evaluate", "evaluate · {pod}", self._evaluate)
         self._predict_task = self._task("predict", "predict · {pod}", self._predict)
 
@@ -158,7 +175,22 @@ class PodWorker:
             self._done = (phase, self.session)
             return False
         self._weights = asked.weights
+        if self.job.secure_aggregation:
+            return self._sum_securely(phase, number)
         return self._or_failed(phase, lambda: self._fit_task(pod, number))
+
+    def _sum_securely(self, phase: str, number: int) -> bool:
+        """Does the next step of the round's secure sum; masks are of one session alone."""
+        pod = self.pod.name
+        if self._part is None or self._part_of != (phase, self.session):
+            return self._or_failed(phase, lambda: self._train_task(pod, number))
+        name = self._part.next_step()
+        if name is not None:
+            self._or_failed(phase, lambda: self._sum_tasks[name](pod, number))
+        if self._part.is_over:
+            self._done = (phase, self.session)
+            self._part = None
+        return name is not None
 
     def _has_answered(self, phase: str) -> bool:
         pod = self.pod.name
@@ -240,6 +272,29 @@ class PodWorker:
             self._opened().prepare(self._start.schema, self._start.preparation)
 
     def _train(self, pod: str, round_number: int) -> dict[str, Any]:
+        update = self._fitted(pod, round_number)
+        self._note(TRAINED, round_number=round_number, rows=update.weight)
+        self.exchange.put_update(update)
+        return self._told_of(update)
+
+    def _train_for_sum(self, pod: str, round_number: int) -> dict[str, Any]:
+        weights, phase, session = self._asked_weights(), round_phase(round_number), self.session
+        kept = self._kept
+        if kept is None or (kept.round_number, kept.base_digest) != (round_number, weights.sha256):
+            kept = self._kept = self._fitted(pod, round_number)
+            self._note(TRAINED, round_number=round_number, rows=kept.weight)
+        messages = SecureMessages(self.exchange, phase, session)
+        part = SecurePart(self.pod, self.job, messages, self.exchange.weights(weights), kept)
+        part.announce()
+        self._part, self._part_of = part, (phase, session)
+        return self._told_of(kept)
+
+    def _take(self, name: str, pod: str, round_number: int) -> None:
+        if self._part is None:
+            raise ConfigurationError(f"pod {pod!r} has no part in the secure sum of round {round_number}")
+        self._part.take(name)
+
+    def _fitted(self, pod: str, round_number: int) -> Update:
         session = self._opened()
         weights = self._asked_weights()
         parameters = self.exchange.weights(weights)
@@ -252,10 +307,11 @@ class PodWorker:
             update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
         if self.exchange.is_closed(round_phase(round_number)):  # nobody would add it, or remove it
             raise ConfigurationError(f"pod {pod!r} is too late: round {round_number} is closed")
-        self._note(TRAINED, round_number=round_number, rows=update.weight)
-        self.exchange.put_update(update)
-        tell("pod_fitted", {"pod": pod, "round": round_number, "rows": update.weight})
-        return {"pod": pod, "round": round_number, "seconds": round(update.seconds, 4)}
+        return update
+
+    def _told_of(self, update: Update) -> dict[str, Any]:
+        tell("pod_fitted", {"pod": update.pod, "round": update.round_number, "rows": update.weight})
+        return {"pod": update.pod, "round": update.round_number, "seconds": round(update.seconds, 4)}
 
     def _evaluate(self, pod: str) -> None:
         session = self._opened()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from bitfount_model.federation.early_stopping import EarlyStoppingState
 from bitfount_model.federation.job import selection
 from bitfount_model.federation.messages import UpdateNote
 from bitfount_model.federation.pod import Update
-from bitfount_model.federation.rounds import GlobalState, asked_pods, close_round
+from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round, close_secure_round
 from bitfount_model.types import Parameters
 from tasks.federated.exchange import round_phase
 from tasks.federated.federation import Federation
@@ -35,6 +36,8 @@ from tasks.federated.round_record import (
     state_after,
     write_record,
 )
+from tasks.federated.secure_messages import SecureMessages
+from tasks.federated.secure_round import SecureRound
 from tasks.progress import tell
 from tasks.session import require, threads
 from tasks.store import Reference
@@ -57,6 +60,7 @@ class Rounds:
         self._buffers = buffers_of(federation)
         self._rows: dict[str, int] = {}
         self._opened = 0.0
+        self._secure: SecureRound | None = None  # the open round's sum
         self.records = read_records(store)
         if self.records:
             self._weights = self.records[-1].weights
@@ -100,8 +104,15 @@ class Rounds:
             )
         pods = asked_pods(federation.job, number)
         self._opened = time.perf_counter()
+        if federation.job.secure_aggregation:
+            self._secure = SecureRound(federation, number, self.state.parameters, self._weights.sha256, pods)
         federation.exchange.ask(round_phase(number), Asked(pods, self._weights))
         return {"round": number, "pods": list(pods)}
+
+    @property
+    def steps_of_sum(self) -> Mapping[str, Callable[[], object]]:
+        """The steps of the open round's secure sum before it is aggregated; none where updates are seen one by one."""
+        return {} if self._secure is None else self._secure.steps
 
     def aggregate(self) -> RoundRecord:
         """Collects the updates of the open round, adds them, and keeps the record: then the round is closed.
@@ -109,31 +120,24 @@ class Rounds:
         Raises:
             QuorumError: too few usable updates; the state before the round stands, and so do the updates that came.
         """
-        federation, job = self._federation, self._federation.job
-        number = self.state.round_number + 1
-        phase = round_phase(number)
+        federation = self._federation
+        phase = round_phase(self.state.round_number + 1)
         began = time.perf_counter()
-        gathered = Gathered(federation, phase, self.state.parameters, self._rows)
-        with threads(job.threads):
-            try:
-                updates = gathered.updates(asked_pods(job, number))
-                state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256, self._rows)
-            except QuorumError as error:
-                missing = {**gathered.missing, **error.refused}
-                federation.require_quorum(f"round {number}", len(gathered.norms) - len(error.refused), missing)
-                raise
-            weights = federation.exchange.put_weights(state.parameters)
-            server = self._kept_server(state)
+        with threads(federation.job.threads):
+            closed = self._closed(phase) if self._secure is None else self._summed(self._secure)
+            weights = federation.exchange.put_weights(closed.state.parameters)
+            server = self._kept_server(closed.state)
         measured = Measured(
-            gathered.missing,
-            gathered.norms,
-            {pod: note.seconds for pod, note in gathered.notes.items()},
+            closed.missing,
+            closed.norms,
+            closed.seconds,
             time.perf_counter() - self._opened,
-            gathered.waited,
-            time.perf_counter() - began - gathered.waited,
-            self._weights.size * len(asked_pods(job, number)),
-            sum(note.delta_bytes for note in gathered.notes.values()),
+            closed.waited,
+            time.perf_counter() - began - closed.waited,
+            self._weights.size * len(asked_pods(federation.job, closed.state.round_number)),
+            closed.bytes_up,
         )
+        summary, state = closed.summary, closed.state
         record = record_of(
             summary, state, measured, weights, server, self._best_after(summary.round_number, summary.metrics)
         )
@@ -141,8 +145,34 @@ class Rounds:
         federation.exchange.close(phase)
         self.records.append(record)
         self.state, self._weights = state, weights
-        self._tidy(gathered.notes)
+        if self._secure is not None:
+            self._secure.forget()
+            self._secure = None
+        self._tidy(closed.notes)
         return record
+
+    def _closed(self, phase: str) -> Closed:
+        """The round over updates that are seen one by one."""
+        federation, job, number = self._federation, self._federation.job, self.state.round_number + 1
+        gathered = Gathered(federation, phase, self.state.parameters, self._rows)
+        try:
+            updates = gathered.updates(asked_pods(job, number))
+            state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256, self._rows)
+        except QuorumError as error:
+            missing = {**gathered.missing, **error.refused}
+            federation.require_quorum(f"round {number}", len(gathered.norms) - len(error.refused), missing)
+            raise
+        seconds = {pod: note.seconds for pod, note in gathered.notes.items()}
+        bytes_up = sum(note.delta_bytes for note in gathered.notes.values())
+        return Closed(
+            state, summary, gathered.missing, gathered.norms, seconds, gathered.waited, bytes_up, gathered.notes
+        )
+
+    def _summed(self, secure: SecureRound) -> Closed:
+        """The round over updates that are seen only in their sum."""
+        result = secure.result()
+        state, summary = close_secure_round(self._federation.job, self.state, result.summed, result.pods, self._buffers)
+        return Closed(state, summary, secure.missing, {}, result.seconds, secure.waited, result.bytes_up, {})
 
     def _kept_server(self, state: GlobalState) -> Reference | None:
         if not state.server:
@@ -164,6 +194,8 @@ class Rounds:
         phase = round_phase(record.round_number)
         exchange.close(phase)
         if notes is None:
+            for session in range(1, self._federation.session + 1):
+                SecureMessages(exchange, phase, session).forget_masked(record.pods)
             found = (exchange.update_note(phase, pod) for pod in record.pods)
             notes = {note.pod: note for note in found if note is not None}
         for note in notes.values():
@@ -174,6 +206,31 @@ class Rounds:
                 exchange.store.delete(older.weights.name)
             if older.server is not None:
                 self._federation.store.delete(older.server.name)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A round that has been computed and is to be kept: the state, what is to be said of it, and what was seen on the way.
+
+    Attributes:
+        state: after the round.
+        summary: of it.
+        missing: pod -> why it has no usable update.
+        norms: pod -> Euclidean norm of its update, where it was seen.
+        seconds: pod -> seconds that training took there.
+        waited: seconds spent waiting for pods.
+        bytes_up: sent by pods.
+        notes: of the updates, which can be removed.
+    """
+
+    state: GlobalState
+    summary: RoundSummary
+    missing: Mapping[str, str]
+    norms: Mapping[str, float]
+    seconds: Mapping[str, float]
+    waited: float
+    bytes_up: int
+    notes: dict[str, UpdateNote]
 
 
 class Gathered:

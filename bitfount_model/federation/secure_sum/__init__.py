@@ -21,13 +21,14 @@ Vectors are made and read by `bitfount_model.federation.fixed_point`.
 
 from __future__ import annotations
 
-from bitfount_model.federation.secure_sum.context import Context, default_threshold
+from bitfount_model.federation.secure_sum.context import MINIMUM_PODS, Context, default_threshold
 from bitfount_model.federation.secure_sum.messages import EncryptedShare, PublicKeys, UnmaskAnswer
 from bitfount_model.federation.secure_sum.pod import SecurePod
 from bitfount_model.federation.secure_sum.roster import checked_roster
 from bitfount_model.federation.secure_sum.server import unmasked_sum
 
 __all__ = [
+    "MINIMUM_PODS",
     "Context",
     "EncryptedShare",
     "PublicKeys",

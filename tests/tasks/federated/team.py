@@ -183,6 +183,9 @@ def one_round(federation: Federation, rounds: Rounds) -> Any:
     """Opens a round, lets the pods train, and closes it."""
     rounds.open()
     federation.reach.work()
+    for collect in rounds.steps_of_sum.values():
+        collect()
+        federation.reach.work()
     return rounds.aggregate()
 
 

@@ -38,6 +38,9 @@ JOB: dict[str, Any] = {
     "federation": {
         "optimiser": "FedAdam",
         "optimiser_settings": {"learning_rate": 0.05},
+        "aggregation": "trimmed_mean",
+        "aggregation_settings": {"malicious": 1},
+        "secure_aggregation": False,
         "weighted": False,
         "proximal_mu": 0.1,
         "sample": 4,
@@ -106,6 +109,8 @@ def test_every_key_reaches_the_pods_or_the_modeller() -> None:
         param_clipping={"value": 1.0, "algorithm": "norm"},
         optimiser="FedAdam",
         optimiser_settings={"learning_rate": 0.05},
+        aggregation="trimmed_mean",
+        aggregation_settings={"malicious": 1.0},
         weighted=False,
         proximal_mu=0.1,
         sample=4,
@@ -259,7 +264,8 @@ def test_rounds_train_the_whole_length_in_either_unit(unit: str, length: int, be
 
 @given(pods=st.integers(1, 9), sample=st.none() | st.integers(1, 9))
 def test_without_a_quorum_more_than_half_of_those_asked_are_needed(pods: int, sample: int | None) -> None:
-    asked = check_federated_job(changed(without(JOB, "federation.quorum"), "federation.sample", sample))
+    plain = without(without(JOB, "federation.aggregation"), "federation.aggregation_settings")
+    asked = check_federated_job(changed(without(plain, "federation.quorum"), "federation.sample", sample))
     names = [f"pod-{number}" for number in range(pods)]
     if sample is not None and sample > pods:
         with pytest.raises(ConfigurationError, match="sample"):
@@ -267,6 +273,20 @@ def test_without_a_quorum_more_than_half_of_those_asked_are_needed(pods: int, sa
         return
     of = sample or pods
     assert of / 2 < job_for_pods(asked, "j", names, b"").quorum <= of / 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "quorum"),
+    [
+        ({"aggregation": "krum"}, 5),
+        ({"aggregation": "krum", "aggregation_settings": {"malicious": 0}}, 4),
+        ({"secure_aggregation": True}, 4),
+    ],
+)
+def test_without_a_quorum_what_the_aggregation_needs_is_needed(keys: dict[str, Any], quorum: int) -> None:
+    asked = check_federated_job({**JOB, "federation": keys})
+    assert job_for_pods(asked, "j", [f"pod-{number}" for number in range(6)], b"").quorum == quorum
+    assert job_for_pods(asked, "j", [f"pod-{number}" for number in range(9)], b"").quorum == 5
 
 
 def test_a_job_may_bring_its_columns_and_their_encoding() -> None:
