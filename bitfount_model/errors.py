@@ -18,7 +18,8 @@
     │   ├── QuorumError             fewer pods gave a usable answer than the quorum; says why each of the others did not
     │   ├── PodError                a pod's step failed; the message is what its owner lets others read
     │   ├── ModellerGoneError       a pod has waited for its modeller in vain
-    │   └── SupersededError         another session of the same job has taken over
+    │   ├── SupersededError         another session of the same job has taken over
+    │   └── PrivacyBudgetError      one more noisy update would go beyond what the pod's owner allows
     └── StorageError                the place for artifacts cannot be read or written
         ├── IntegrityError          stored bytes are not those that were written
         └── TrackingError           MLflow cannot be reached, or refuses
@@ -137,6 +138,10 @@ class ModellerGoneError(FederationError):
 
 class SupersededError(FederationError):
     """Another session of the same job has taken over."""
+
+
+class PrivacyBudgetError(FederationError):
+    """One more noisy update would go beyond what the pod's owner allows."""
 
 
 class StorageError(BitfountError):

@@ -5,7 +5,7 @@ Everything that is not allowed is denied; a pod without a policy takes part in n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.privacy import PrivacyBudget, epsilon_spent
+from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.types import JSON
 
 
@@ -32,6 +34,7 @@ class PodPolicy:
         errors_may_leave: whether the modeller is sent the text and traceback of whatever goes wrong, which may hold values
             of rows; otherwise it is told what kind of error it was, and where.
         tables: names of tables of its database that jobs may read in place of the pod's own.
+        privacy: what private jobs may spend, and whether there are others; None takes part in no private job.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -44,6 +47,7 @@ class PodPolicy:
     predictions_may_leave: bool = False
     errors_may_leave: bool = False
     tables: tuple[str, ...] = ()
+    privacy: PrivacyBudget | None = None
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -112,7 +116,40 @@ def refusals(policy: PodPolicy, job: FederatedJob, pod: str) -> list[str]:
             "it brings a query of its own, and this pod reads only its own table",
         ),
     ]
-    return [reason for broken, reason in rules if broken]
+    return [*(reason for broken, reason in rules if broken), *_privacy_refusals(policy.privacy, job, pod)]
+
+
+def _privacy_refusals(budget: PrivacyBudget | None, job: FederatedJob, pod: str) -> Iterator[str]:
+    """Why a job does not protect its updates as the pod wants."""
+    if job.privacy is None:
+        if budget is not None and budget.required:
+            yield "its updates have no noise, and this pod takes part in private jobs only (federation.privacy)"
+        return
+    if budget is None:
+        yield "it is a private job, and this pod's policy has no budget for it (privacy)"
+        return
+    if not budget.metrics_may_leave and (job.early_stopping is not None or job.best is not None):
+        yield (
+            "it looks at validation metrics (early_stopping, best), which have no noise and may not leave"
+            " (metrics_may_leave)"
+        )
+    if not budget.statistics_may_leave and (job.schema is None or job.preparation is None):
+        yield (
+            "it asks for categories and statistics of columns, which have no noise and may not leave"
+            " (statistics_may_leave): bring a schema and a weights file that says how rows are encoded"
+        )
+    asked = sum(_is_asked(job, pod, number) for number in range(1, job.rounds + 1))
+    whole = epsilon_spent([job.privacy.noise_multiplier] * asked, budget.delta)
+    if whole > budget.epsilon:
+        yield (
+            f"its {asked} updates of this pod would spend epsilon {whole:.4g} at delta {budget.delta:g}, and the budget is"
+            f" {budget.epsilon:g}: add more noise (noise_multiplier), or ask for fewer rounds"
+        )
+
+
+def _is_asked(job: FederatedJob, pod: str, round_number: int) -> bool:
+    """Whether a round asks a pod."""
+    return job.sample is None or pod in sample_pods(job.seed, round_number, job.pods, job.sample)
 
 
 def _columns_of(datastructure: Mapping[str, Any]) -> set[str] | None:
@@ -137,6 +174,22 @@ class _Listed(fields.Field[Any]):
         raise ValidationError(f"is {value!r}, wanted `all`, or a list")
 
 
+class _BudgetSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    epsilon = fields.Float(required=True, validate=validate.Range(min=0, min_inclusive=False))
+    delta = fields.Float(required=True, validate=validate.Range(min=1e-100, max=1, max_inclusive=False))
+    required = fields.Boolean(load_default=False)
+    metrics_may_leave = fields.Boolean(load_default=False)
+    statistics_may_leave = fields.Boolean(load_default=False)
+
+    @post_load
+    def make_budget(self, data: JSON, **_: Any) -> PrivacyBudget:
+        """The dataclass."""
+        return PrivacyBudget(**data)
+
+
 class _PolicySchema(Schema):
     class Meta:
         unknown = RAISE
@@ -151,6 +204,7 @@ class _PolicySchema(Schema):
     tables = fields.List(fields.String(), load_default=list)
     predictions_may_leave = fields.Boolean(load_default=False)
     errors_may_leave = fields.Boolean(load_default=False)
+    privacy = fields.Nested(_BudgetSchema, load_default=None, allow_none=True)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:

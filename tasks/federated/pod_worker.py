@@ -22,6 +22,7 @@ from bitfount_model.errors import (
     IntegrityError,
     ParameterError,
     PodError,
+    PrivacyBudgetError,
     SchemaMismatchError,
     StorageError,
     TooFewRowsError,
@@ -46,7 +47,7 @@ logger = logging.getLogger(POD_LOGGER)
 Value = TypeVar("Value")
 
 # Their messages are made of settings, names, counts and shapes, never of values of rows.
-SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, StorageError, TooFewRowsError)
+SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, PrivacyBudgetError, StorageError, TooFewRowsError)
 DOING = {"statistics": "summarise its rows"}
 """Steps whose names are no verbs."""
 

@@ -132,6 +132,7 @@ class Rounds:
             time.perf_counter() - began - gathered.waited,
             self._weights.size * len(asked_pods(job, number)),
             sum(note.delta_bytes for note in gathered.notes.values()),
+            {pod: note.spent for pod, note in gathered.notes.items() if note.spent is not None},
         )
         record = record_of(
             summary, state, measured, weights, server, self._best_after(summary.round_number, summary.metrics)
