@@ -346,7 +346,7 @@ def privacy(
     noise = federation.get("privacy")
     told = any(record.by_pod[pod] for record in records for pod in record.by_pod)
     told = told or bool("evaluate" in manifests and manifests["evaluate"].values["by_pod"])
-    own = federation["schema"] is not None and federation["preparation"] is not None
+    own = federation.get("schema") is not None and federation.get("preparation") is not None
     left = ["updates", *(["metrics", "losses"] if told or noise is None else []), "counts"]
     left += [] if noise and own else ["names, types, categories and statistics of columns"]
     left += ["predictions with their keys"] if "predict" in manifests else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,15 @@ def test_rounds_with_other_noise_add_up_in_any_order() -> None:
 
 def test_nothing_told_costs_nothing() -> None:
     assert epsilon_spent([], 1e-5) == 0
+
+
+def test_the_page_tells_the_epsilons_that_noise_and_rounds_come_to() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "federated.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Differential privacy\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", section, flags=re.MULTILINE)
+    assert len(rows) == 4
+    for noise, *told in rows:
+        assert told == [f"{epsilon_spent([float(noise)] * rounds, 1e-6):.3g}" for rounds in (1, 10, 100)]
 
 
 # -- clipping ---------------------------------------------------------------------------------------------------------------
