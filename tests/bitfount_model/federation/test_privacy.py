@@ -42,7 +42,7 @@ def exact_epsilon(sensitivity_over_std: float, delta: float) -> float:
         second = math.exp(epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu))
         return float(first - second - delta)
 
-    return float(optimize.brentq(excess, 0, 1000))
+    return float(optimize.brentq(excess, 0, mu * mu / 2 + 40 * mu))
 
 
 def norm(update: dict[str, torch.Tensor]) -> float:
