@@ -18,7 +18,8 @@
     │   ├── QuorumError             fewer pods gave a usable answer than the quorum; says why each of the others did not
     │   ├── PodError                a pod's step failed; the message is what its owner lets others read
     │   ├── ModellerGoneError       a pod has waited for its modeller in vain
-    │   └── SupersededError         another session of the same job has taken over
+    │   ├── SupersededError         another session of the same job has taken over
+    │   └── PrivacyBudgetError      one more noisy update would go beyond what the pod's owner allows
     ├── SecureSumError              a step of a secure sum is refused: it could be wrong, or tell one pod's update
     └── StorageError                the place for artifacts cannot be read or written
         ├── IntegrityError          stored bytes are not those that were written
@@ -144,6 +145,10 @@ class SupersededError(FederationError):
 
 class SecureSumError(BitfountError):
     """A step of a secure sum is refused: it could give a wrong sum, or tell one pod's update."""
+
+
+class PrivacyBudgetError(FederationError):
+    """One more noisy update would go beyond what the pod's owner allows."""
 
 
 class StorageError(BitfountError):

@@ -62,6 +62,17 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
     return public
 
 
+def trainable_names(module: nn.Module) -> frozenset[str]:
+    """Public names of the parameters that training may change: no buffers, and nothing that is frozen.
+
+    Args:
+        module: a model whose network is built.
+    """
+    public = public_names(module.state_dict())
+    named = module.named_parameters(remove_duplicate=False)
+    return frozenset(public[name] for name, value in named if value.requires_grad and name in public)
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """Copies the parameters and persistent buffers of a module.
 

@@ -16,6 +16,7 @@ from bitfount_model.data.preparation import Preparation
 from bitfount_model.data.schema import BitfountSchema
 from bitfount_model.errors import ConfigurationError, SerializationError
 from bitfount_model.federation.early_stopping import EarlyStopping
+from bitfount_model.federation.privacy import PrivacySettings
 from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
 from bitfount_model.federation.secure_sum import MINIMUM_PODS
 from bitfount_model.federation.server_optimisers import PUBLISHED, server_settings
@@ -64,6 +65,7 @@ class FederatedJob:
         preparation: how all pods encode their rows, as `Preparation.to_json`; None makes one of the pods' statistics.
         metrics: names of default metrics that pods compute on validation rows; None for all.
         minimum_statistics_rows: the fewest rows that a pod sends statistics of.
+        privacy: how pods protect their updates by noise; None sends them as they are.
     """
 
     job_id: str
@@ -98,6 +100,7 @@ class FederatedJob:
     preparation: JSON | None = None
     metrics: list[str] | None = None
     minimum_statistics_rows: int = 10
+    privacy: PrivacySettings | None = None
 
     @property
     def iterations(self) -> int:
@@ -225,6 +228,22 @@ _is_name = validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits
 _is_positive = validate.Range(min=1)
 
 
+class PrivacySchema(Schema):
+    """How pods protect their updates; the bounds keep what is computed of them finite."""
+
+    class Meta:
+        unknown = RAISE
+
+    clip = fields.Float(required=True, validate=validate.Range(min=1e-9, max=1e9))
+    noise_multiplier = fields.Float(required=True, validate=validate.Range(min=1e-3, max=1e4))
+    delta = fields.Float(required=True, validate=validate.Range(min=1e-100, max=1, max_inclusive=False))
+
+    @post_load
+    def make_settings(self, data: JSON, **_: Any) -> PrivacySettings:
+        """The dataclass."""
+        return PrivacySettings(**data)
+
+
 class _JobSchema(Schema):
     class Meta:
         unknown = RAISE
@@ -261,6 +280,7 @@ class _JobSchema(Schema):
     preparation = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
     metrics = fields.List(fields.String(), load_default=None, allow_none=True)
     minimum_statistics_rows = fields.Integer(strict=True, validate=_is_positive, load_default=10)
+    privacy = fields.Nested(PrivacySchema, load_default=None, allow_none=True)
 
     @validates_schema
     def check_together(self, data: JSON, **_: Any) -> None:

@@ -11,6 +11,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 from bitfount_model.errors import SerializationError
 from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.pod import Rows, Update
+from bitfount_model.federation.privacy import Spent
 from bitfount_model.types import JSON, Parameters
 
 _DIGEST = validate.Regexp(r"^[0-9a-f]{64}\Z")
@@ -31,6 +32,7 @@ class UpdateNote:
         seconds: that training took at the pod.
         delta_sha256: of the delta's bytes.
         delta_bytes: how many there are.
+        spent: what the pod's updates in this job have told so far; None where the job is not private.
     """
 
     pod: str
@@ -42,6 +44,7 @@ class UpdateNote:
     seconds: float
     delta_sha256: str
     delta_bytes: int
+    spent: Spent | None = None
 
     def to_json(self) -> JSON:
         """A JSON object; floats keep every bit."""
@@ -58,6 +61,7 @@ class UpdateNote:
             self.metrics,
             self.train_loss,
             self.seconds,
+            self.spent,
         )
 
 
@@ -73,6 +77,7 @@ def note_of(update: Update, delta_sha256: str, delta_bytes: int) -> UpdateNote:
         update.seconds,
         delta_sha256,
         delta_bytes,
+        update.spent,
     )
 
 
@@ -112,6 +117,19 @@ class _Sums(fields.Field[MetricSums]):
             raise ValidationError(str(error)) from error
 
 
+class SpentSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    epsilon = fields.Float(required=True, validate=validate.Range(min=0), allow_nan=False)
+    delta = fields.Float(required=True, validate=validate.Range(min=0, max=1), allow_nan=False)
+
+    @post_load
+    def make_spent(self, data: JSON, **_: Any) -> Spent:
+        """The dataclass."""
+        return Spent(**data)
+
+
 class _NoteSchema(Schema):
     class Meta:
         unknown = RAISE
@@ -125,6 +143,7 @@ class _NoteSchema(Schema):
     seconds = fields.Float(required=True, validate=validate.Range(min=0), allow_nan=False)
     delta_sha256 = fields.String(required=True, validate=_DIGEST)
     delta_bytes = fields.Integer(strict=True, required=True, validate=_COUNT)
+    spent = fields.Nested(SpentSchema, load_default=None, allow_none=True)
 
     @post_load
     def make_note(self, data: JSON, **_: Any) -> UpdateNote:

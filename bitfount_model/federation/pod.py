@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,19 @@ from bitfount_model.federation.book import Approval, Book
 from bitfount_model.federation.identity import Identity
 from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, refusals
+from bitfount_model.federation.privacy import (
+    PrivacyBudget,
+    PrivacySettings,
+    Spent,
+    private_update,
+    running_statistics,
+)
+from bitfount_model.federation.privacy_ledger import PrivacyLedger
 from bitfount_model.federation.statistics import PodStatistics, pod_statistics
 from bitfount_model.metrics import Metric, MetricCollection, default_metrics
 from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.model import PyTorchBitfountModel
+from bitfount_model.parameters import trainable_names
 from bitfount_model.reference import load_model_class
 from bitfount_model.seeding import derive_seed
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
@@ -56,6 +65,7 @@ class Pod:
         splitter: how rows are split; rows for testing never train.
         book: what the owner has approved, and where the pod notes what it does; None approves nothing and notes nothing.
         identity: who it is to other pods in secure sums; None takes part in none.
+        ledger: where the pod counts what it has told; None takes part in no private job.
     """
 
     name: str
@@ -64,6 +74,7 @@ class Pod:
     splitter: DatasetSplitter = field(default_factory=PercentageSplitter)
     book: Book | None = None
     identity: Identity | None = None
+    ledger: PrivacyLedger | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Update:
         metrics: validation metrics as sums, after the round's last step.
         train_loss: mean over the round's rows; None where the model's steps return none.
         seconds: that training took.
+        spent: what the pod's updates in this job have told so far, this one included; None where the job is not private.
     """
 
     pod: str
@@ -89,6 +101,7 @@ class Update:
     metrics: MetricSums
     train_loss: float | None
     seconds: float = 0.0
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +113,22 @@ class Rows:
         validation: rows that validate.
         test: rows that test.
         digest: sha256 over the rows and the pod's name: tells a job, and a retraining after it, whether a pod's rows are
-            still the same; not which pods have the same rows.
+            still the same; not which pods have the same rows. In a private job it is made with a key of the pod's.
     """
 
     train: int
     validation: int
     test: int
     digest: str
+
+
+@dataclass(frozen=True)
+class _Private:
+    """What a private job's updates need: how they are protected, what they may spend, and where it is counted."""
+
+    settings: PrivacySettings
+    budget: PrivacyBudget
+    ledger: PrivacyLedger
 
 
 class PodSession:
@@ -192,9 +214,10 @@ class PodSession:
         else:
             self._require_rows(len(split.train), "training rows")
         named = f"{self.pod.name}/{digest(frame)}"
-        return Rows(
-            len(split.train), len(split.validation), len(split.test), hashlib.sha256(named.encode()).hexdigest()
-        )
+        # Whoever sees a plain digest can try out which rows give it.
+        private = self._private()
+        named_digest = private.ledger.keyed_digest(named) if private else hashlib.sha256(named.encode()).hexdigest()
+        return Rows(len(split.train), len(split.validation), len(split.test), named_digest)
 
     def table(self) -> tuple[pd.DataFrame, SplitIndices]:
         """The rows as the source gives them and how they are split, for whoever may see them.
@@ -212,6 +235,9 @@ class PodSession:
         Args:
             schema: the common one.
             preparation: of all pods' training rows.
+
+        Raises:
+            ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics.
         """
         self._common = (schema, preparation)
         self._model = self._built(schema, preparation)
@@ -238,9 +264,16 @@ class PodSession:
             parameters: the global ones; left as they are.
             base_digest: `codec.digest` of them, where it is known already.
             callbacks: Lightning callbacks of whoever watches.
+
+        Raises:
+            PrivacyBudgetError: a private job's update would go beyond the pod's budget.
         """
+        private = self._private()
+        if private is not None:
+            private.ledger.require(private.settings, private.budget)
         try:
-            return self._fitted(round_number, parameters, base_digest or codec.digest(parameters), callbacks)
+            update = self._fitted(round_number, parameters, base_digest or codec.digest(parameters), callbacks)
+            return update if private is None else self._protected(update, private)
         except BaseException:
             self._model = None  # a Trainer that was stopped within a step is not one to go on with
             raise
@@ -272,10 +305,18 @@ class PodSession:
             seconds=seconds,
         )
 
+    def _protected(self, update: Update, private: _Private) -> Update:
+        """What may leave of a private job's update; counted before it is made."""
+        spent = private.ledger.spend(self.job.job_id, update.round_number, private.settings, private.budget)
+        delta = private_update(update.delta, trainable_names(self._ready()), private.settings)
+        if private.budget.metrics_may_leave:
+            return replace(update, delta=delta, spent=spent)
+        return replace(update, delta=delta, metrics=MetricSums({}), train_loss=None, spent=spent)
+
     def evaluate(self, parameters: Parameters) -> MetricSums:
-        """The test metrics of global parameters on the pod's test rows, as sums; empty without test rows."""
-        model = self._ready()
-        if model.test_dl is None:
+        """The test metrics of global parameters on the pod's test rows, as sums; empty where there are none that may leave."""
+        model, private = self._ready(), self._private()
+        if model.test_dl is None or (private is not None and not private.budget.metrics_may_leave):
             return MetricSums({})
         model.update_params(parameters)
         result = model.evaluate()
@@ -313,7 +354,19 @@ class PodSession:
         # Rows that are only predicted need no target, and are not split.
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
+        if self.job.privacy is not None and self.job.rounds and (names := running_statistics(model.get_param_states())):
+            raise ConfigurationError(
+                f"pod {self.pod.name!r}: the model keeps running statistics of its batches ({', '.join(names)}), which would"
+                " leave without noise; in a private job use GroupNorm or LayerNorm, or track_running_stats=False"
+            )
         return model
+
+    def _private(self) -> _Private | None:
+        """What a private job needs, all of which was there when the session opened; None where the job is not private."""
+        settings, budget, ledger = self.job.privacy, self.pod.policy.privacy, self.pod.ledger
+        if settings is None or budget is None or ledger is None:
+            return None
+        return _Private(settings, budget, ledger)
 
     def _require_rows(self, there: int, what: str) -> None:
         wanted = self.pod.policy.minimum_rows
@@ -329,6 +382,8 @@ class PodSession:
         """Why the pod does not take part, as far as it can be said without a look at the rows."""
         yield from refusals(self.pod.policy, self.job, self.pod.name, approval, found_at)
         yield from self._strangers()
+        if self.job.privacy is not None and self.pod.ledger is None:
+            yield "it is a private job, and this pod has no folder of its own to count in what it has told"
         source, asked = self.pod.source, self._datastructure.table_for(self.pod.name)
         if isinstance(source, SQLSource) and asked not in (None, source.table, *self.pod.policy.tables):
             yield f"it asks for the table {asked!r}, and this pod reads only its own and those under `tables`"

@@ -6,7 +6,7 @@ Everything that is not allowed is denied; a pod without a policy takes part in n
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.book import Approval
 from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.privacy import PrivacyBudget, epsilon_spent
+from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.federation.signing import public_key
 from bitfount_model.types import JSON
 
@@ -38,6 +40,7 @@ class PodPolicy:
         tables: names of tables of its database that jobs may read in place of the pod's own.
         secure_aggregation: whether only jobs that see updates in their sum alone may train.
         modellers: public keys of those whose jobs run; "all" runs unsigned jobs too.
+        privacy: what private jobs may spend, and whether there are others; None takes part in no private job.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -52,6 +55,7 @@ class PodPolicy:
     tables: tuple[str, ...] = ()
     modellers: tuple[str, ...] | Literal["all"] = "all"
     secure_aggregation: bool = False
+    privacy: PrivacyBudget | None = None
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -125,7 +129,40 @@ def refusals(
             "it brings a query of its own, and this pod reads only its own table",
         ),
     ]
-    return [reason for broken, reason in rules if broken]
+    return [*(reason for broken, reason in rules if broken), *_privacy_refusals(policy.privacy, job, pod)]
+
+
+def _privacy_refusals(budget: PrivacyBudget | None, job: FederatedJob, pod: str) -> Iterator[str]:
+    """Why a job does not protect its updates as the pod wants."""
+    if job.privacy is None:
+        if budget is not None and budget.required:
+            yield "its updates have no noise, and this pod takes part in private jobs only (federation.privacy)"
+        return
+    if budget is None:
+        yield "it is a private job, and this pod's policy has no budget for it (privacy)"
+        return
+    if not budget.metrics_may_leave and (job.early_stopping is not None or job.best is not None):
+        yield (
+            "it looks at validation metrics (early_stopping, best), which have no noise and may not leave"
+            " (metrics_may_leave)"
+        )
+    if not budget.statistics_may_leave and (job.schema is None or job.preparation is None):
+        yield (
+            "it asks for categories and statistics of columns, which have no noise and may not leave"
+            " (statistics_may_leave): bring a schema and a weights file that says how rows are encoded"
+        )
+    asked = sum(_is_asked(job, pod, number) for number in range(1, job.rounds + 1))
+    whole = epsilon_spent([job.privacy.noise_multiplier] * asked, budget.delta)
+    if whole > budget.epsilon:
+        yield (
+            f"its {asked} updates of this pod would spend epsilon {whole:.4g} at delta {budget.delta:g}, and the budget is"
+            f" {budget.epsilon:g}: add more noise (noise_multiplier), or ask for fewer rounds"
+        )
+
+
+def _is_asked(job: FederatedJob, pod: str, round_number: int) -> bool:
+    """Whether a round asks a pod."""
+    return job.sample is None or pod in sample_pods(job.seed, round_number, job.pods, job.sample)
 
 
 def _unapproved(
@@ -193,6 +230,22 @@ def _are_public_keys(value: Any) -> None:
             raise ValidationError(str(error)) from error
 
 
+class _BudgetSchema(Schema):
+    class Meta:
+        unknown = RAISE
+
+    epsilon = fields.Float(required=True, validate=validate.Range(min=0, min_inclusive=False))
+    delta = fields.Float(required=True, validate=validate.Range(min=1e-100, max=1, max_inclusive=False))
+    required = fields.Boolean(load_default=False)
+    metrics_may_leave = fields.Boolean(load_default=False)
+    statistics_may_leave = fields.Boolean(load_default=False)
+
+    @post_load
+    def make_budget(self, data: JSON, **_: Any) -> PrivacyBudget:
+        """The dataclass."""
+        return PrivacyBudget(**data)
+
+
 class _PolicySchema(Schema):
     class Meta:
         unknown = RAISE
@@ -209,6 +262,7 @@ class _PolicySchema(Schema):
     predictions_may_leave = fields.Boolean(load_default=False)
     errors_may_leave = fields.Boolean(load_default=False)
     secure_aggregation = fields.Boolean(load_default=False)
+    privacy = fields.Nested(_BudgetSchema, load_default=None, allow_none=True)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:

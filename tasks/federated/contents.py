@@ -151,6 +151,7 @@ def round_points(record: RoundRecord) -> list[Point]:
         "update/pods": float(len(record.pods)),
         "update/pods_missing": float(len(record.missing)),
         "update/largest_norm": max(record.norms.values(), default=0.0),
+        "privacy/largest_epsilon": max((spent.epsilon for spent in record.spent.values()), default=None),
     }
     step = record.round_number
     learned = points_of(metric_keys("validation", record.metrics), record.metrics, step)
@@ -168,6 +169,8 @@ def pod_points(pod: str, record: RoundRecord) -> list[Point]:
         "train/loss": record.train_loss.get(pod),
         "time/fit_seconds": record.fit_seconds.get(pod),
         "update/norm": record.norms.get(pod),
+        "privacy/epsilon": record.spent[pod].epsilon if pod in record.spent else None,
+        "privacy/delta": record.spent[pod].delta if pod in record.spent else None,
     }
     learned = points_of(metric_keys("validation", stats), stats, step)
     return learned + points_of({key: key for key in values}, values, step)
@@ -201,6 +204,7 @@ def job_params(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, str
         **flat("optimiser_settings", federation["optimiser_settings"]),
         **flat("early_stopping", federation["early_stopping"] or {}),
         **flat("best", federation["best"] or {}),
+        **flat("privacy", federation.get("privacy") or {}),
     }
     return {valid_key(name): cut(as_text(value), MAX_PARAM) for name, value in named.items() if value is not None}
 
@@ -284,7 +288,7 @@ def result_table(evaluated: Mapping[str, Any]) -> list[str]:
     """Test metrics, together and pod by pod, as a Markdown table."""
     pods = sorted(evaluated["by_pod"])
     if not evaluated["metrics"]:
-        return ["No pod has test rows.", ""]
+        return ["No pod sent test metrics.", ""]
     head = ["metric", f"all ({evaluated['rows']:,} rows)"]
     head += [f"{pod} ({evaluated['rows_by_pod'][pod]:,})" for pod in pods]
     rows = [

@@ -113,6 +113,14 @@ class RoundsSection(StrictSchema):
             )
 
 
+class PrivacySection(StrictSchema):
+    """How pods protect their updates."""
+
+    clip = fields.Float(required=True)
+    noise_multiplier = fields.Float(required=True)
+    delta = fields.Float(required=True)
+
+
 class FederationSection(StrictSchema):
     """How updates are added, and what a round needs."""
 
@@ -130,6 +138,7 @@ class FederationSection(StrictSchema):
     minimum_statistics_rows = fields.Integer(strict=True, load_default=10)
     early_stopping = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
     best = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
+    privacy = fields.Nested(PrivacySection, load_default=None, allow_none=True)
 
 
 class FederatedJobSchema(StrictSchema):
@@ -171,6 +180,8 @@ class FederatedJobSchema(StrictSchema):
             raise ValidationError("deployed pods do not lend their rows for a comparison", "compare")
         if data.get("compare") and not (data.get("evaluate") and data.get("operation") == FIT):
             raise ValidationError("a comparison needs a job that trains and evaluates", "compare")
+        if data.get("compare") and data.get("federation", {}).get("privacy"):
+            raise ValidationError("a comparison reads the rows of all pods, which a private job keeps apart", "compare")
         if data.get("operation") == PREDICT and not data.get("training", {}).get("pretrained_file"):
             raise ValidationError(
                 "predict needs training.pretrained_file: weights, and how their rows are encoded", "operation"

@@ -14,6 +14,7 @@ from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.identity import Identity, identity_of
 from bitfount_model.federation.pod import Pod
 from bitfount_model.federation.policy import policy_from_json
+from bitfount_model.federation.privacy_ledger import PrivacyLedger
 from tasks.federated.pod_state import PodState
 from tasks.job import JSON, SPLITTERS, SourceSection, SplitterSection, StrictSchema, is_name, loaded
 
@@ -64,13 +65,15 @@ class PodFile:
             DataSourceError: the rows are not there.
         """
         ((kind, arguments),) = self.splitter.items()
+        policy = policy_from_json(self.policy)
         return Pod(
             self.name,
             source_from_config(self.data),
-            policy_from_json(self.policy),
+            policy,
             SPLITTERS[kind](**arguments),
-            self.private() if self.state is not None and self.private().is_there else None,
-            self._identity(),
+            book=self.private() if self.state is not None and self.private().is_there else None,
+            identity=self._identity(),
+            ledger=PrivacyLedger(Path(self.state)) if self.state is not None and policy.privacy is not None else None,
         )
 
     def _identity(self) -> Identity | None:

@@ -2,6 +2,7 @@
 
 <state>/approvals/       see `tasks.federated.approvals`
 <state>/audit.jsonl      see `tasks.federated.audit`
+<state>/privacy.jsonl    see `bitfount_model.federation.privacy_ledger`
 <state>/sums/            over which pods the pod helped to sum a round, `<job id>.<round>.json`
 """
 

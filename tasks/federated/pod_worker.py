@@ -23,6 +23,7 @@ from bitfount_model.errors import (
     IntegrityError,
     ParameterError,
     PodError,
+    PrivacyBudgetError,
     SchemaMismatchError,
     SecureSumError,
     StorageError,
@@ -61,7 +62,15 @@ logger = logging.getLogger(POD_LOGGER)
 Value = TypeVar("Value")
 
 # Their messages are made of settings, names, counts and shapes, never of values of rows.
-SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, SecureSumError, StorageError, TooFewRowsError)
+SPEAKABLE = (
+    ConfigurationError,
+    DivergedError,
+    ParameterError,
+    PrivacyBudgetError,
+    SecureSumError,
+    StorageError,
+    TooFewRowsError,
+)
 DOING = {
     "statistics": "summarise its rows",
     KEYS: "publish its keys",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bitfount_model import codec
 from bitfount_model.errors import IntegrityError, SerializationError
 from bitfount_model.federation.early_stopping import EarlyStoppingState
+from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.rounds import GlobalState, RoundSummary
 from bitfount_model.types import JSON
 from tasks.federated.exchange import Exchange
@@ -42,6 +43,7 @@ class RoundRecord:
         stopping: what early stopping keeps.
         best: which round is the best so far; None where the job does not choose.
         chosen: those of `pods` whose updates the parameters are made of; None in records that do not say.
+        spent: pod -> what its updates have told by then; empty where the job is not private.
     """
 
     round_number: int
@@ -63,6 +65,7 @@ class RoundRecord:
     stopping: EarlyStoppingState
     best: EarlyStoppingState | None
     chosen: tuple[str, ...] | None = None
+    spent: Mapping[str, Spent] = field(default_factory=dict)
 
     def to_json(self) -> JSON:
         """A JSON object; floats keep every bit."""
@@ -85,6 +88,7 @@ class Measured:
     aggregate_seconds: float
     bytes_down: int
     bytes_up: int
+    spent: Mapping[str, Spent] = field(default_factory=dict)
 
 
 def record_of(
@@ -116,6 +120,7 @@ def record_of(
         stopping=state.stopping,
         best=best,
         chosen=summary.chosen,
+        spent=measured.spent,
     )
 
 
@@ -170,9 +175,10 @@ def record_from_json(value: Mapping[str, Any]) -> RoundRecord:
             "server": None if value["server"] is None else Reference(**value["server"]),
             "stopping": EarlyStoppingState.from_json(value["stopping"]),
             "best": None if value["best"] is None else EarlyStoppingState.from_json(value["best"]),
+            "spent": {pod: Spent(**spent) for pod, spent in value.get("spent", {}).items()},
         }
         return RoundRecord(**given)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise SerializationError(f"no record of a round: {error}") from error
 
 

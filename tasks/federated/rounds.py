@@ -23,6 +23,7 @@ from bitfount_model.federation.early_stopping import EarlyStoppingState
 from bitfount_model.federation.job import selection
 from bitfount_model.federation.messages import UpdateNote
 from bitfount_model.federation.pod import Update
+from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round, close_secure_round
 from bitfount_model.types import Parameters
 from tasks.federated.exchange import round_phase
@@ -136,6 +137,7 @@ class Rounds:
             time.perf_counter() - began - closed.waited,
             self._weights.size * len(asked_pods(federation.job, closed.state.round_number)),
             closed.bytes_up,
+            closed.spent,
         )
         summary, state = closed.summary, closed.state
         record = record_of(
@@ -164,15 +166,18 @@ class Rounds:
             raise
         seconds = {pod: note.seconds for pod, note in gathered.notes.items()}
         bytes_up = sum(note.delta_bytes for note in gathered.notes.values())
+        spent = {pod: note.spent for pod, note in gathered.notes.items() if note.spent is not None}
         return Closed(
-            state, summary, gathered.missing, gathered.norms, seconds, gathered.waited, bytes_up, gathered.notes
+            state, summary, gathered.missing, gathered.norms, seconds, gathered.waited, bytes_up, spent, gathered.notes
         )
 
     def _summed(self, secure: SecureRound) -> Closed:
         """The round over updates that are seen only in their sum."""
         result = secure.result()
         state, summary = close_secure_round(self._federation.job, self.state, result.summed, result.pods, self._buffers)
-        return Closed(state, summary, secure.missing, {}, result.seconds, secure.waited, result.bytes_up, {})
+        return Closed(
+            state, summary, secure.missing, {}, result.seconds, secure.waited, result.bytes_up, result.spent, {}
+        )
 
     def _kept_server(self, state: GlobalState) -> Reference | None:
         if not state.server:
@@ -220,6 +225,7 @@ class Closed:
         seconds: pod -> seconds that training took there.
         waited: seconds spent waiting for pods.
         bytes_up: sent by pods.
+        spent: pod -> what its updates have told by then, in a private job.
         notes: of the updates, which can be removed.
     """
 
@@ -230,6 +236,7 @@ class Closed:
     seconds: Mapping[str, float]
     waited: float
     bytes_up: int
+    spent: Mapping[str, Spent]
     notes: dict[str, UpdateNote]
 
 

@@ -25,6 +25,8 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
 from bitfount_model import codec
 from bitfount_model.errors import SerializationError
+from bitfount_model.federation.messages import SpentSchema
+from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.secure_sum import EncryptedShare, PublicKeys, UnmaskAnswer
 from bitfount_model.types import JSON, Words
 from tasks.federated.exchange import Exchange
@@ -42,11 +44,13 @@ class Trained:
         rows: training rows behind its update.
         metrics: names of its validation metrics; their values are in its masked vector.
         seconds: that training took.
+        spent: what the pod's updates in this job have told so far; None where the job is not private.
     """
 
     rows: int
     metrics: tuple[str, ...]
     seconds: float
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,7 @@ class _TrainedSchema(_Strict):
     rows = fields.Integer(strict=True, required=True, validate=validate.Range(min=0, max=MOST_ROWS))
     metrics = _names(MOST_METRICS)
     seconds = fields.Float(required=True, validate=validate.Range(min=0), allow_nan=False)
+    spent = fields.Nested(SpentSchema, load_default=None, allow_none=True)
 
 
 class _SummedSchema(_Strict):

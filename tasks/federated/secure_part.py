@@ -54,7 +54,7 @@ class SecurePart:
         """Says that it has trained; how many rows, and what its metrics are called."""
         update = self._update
         self._messages.put_trained(
-            self._pod.name, Trained(update.weight, tuple(sorted(update.metrics.sums)), update.seconds)
+            self._pod.name, Trained(update.weight, tuple(sorted(update.metrics.sums)), update.seconds, update.spent)
         )
 
     def next_step(self) -> str | None:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from bitfount_model.errors import ParameterError, QuorumError, StorageError, StoreAwayError
 from bitfount_model.federation.fixed_point import Layout, SecureMean
+from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.secure_layout import context_of, layout_of
 from bitfount_model.federation.secure_sum import MINIMUM_PODS, Context, PublicKeys, UnmaskAnswer, unmasked_sum
 from bitfount_model.types import Parameters, Words
@@ -37,12 +38,14 @@ class SecureResult:
         pods: the survivors, sorted.
         seconds: pod -> seconds that training took there.
         bytes_up: of the survivors' vectors.
+        spent: pod -> what its updates have told so far, in a private job.
     """
 
     summed: SecureMean
     pods: tuple[str, ...]
     seconds: Mapping[str, float]
     bytes_up: int
+    spent: Mapping[str, Spent]
 
 
 class SecureRound:
@@ -184,12 +187,14 @@ class SecureRound:
                 yield pod, self._messages.words(reference, layout.size)
 
         words = unmasked_sum(context, self._roster(), vectors(), answers)
-        seconds = {pod: each.seconds for pod in survivors if (each := self._messages.trained(pod)) is not None}
+        trained = {pod: each for pod in survivors if (each := self._messages.trained(pod)) is not None}
+        seconds = {pod: each.seconds for pod, each in trained.items()}
+        spent = {pod: each.spent for pod, each in trained.items() if each.spent is not None}
         pods = tuple(sorted(survivors))
         self.missing |= {
             pod: "it dropped out of the secure sum" for pod in self._asked if pod not in {*pods, *self.missing}
         }
-        return SecureResult(layout.decode(words), pods, seconds, size)
+        return SecureResult(layout.decode(words), pods, seconds, size, spent)
 
     def _usable(self, pod: str) -> Reference | None:
         """A masked vector that has the right form."""

@@ -86,7 +86,7 @@ def federated_report(
                 participation(records, pods),
                 absences(records, made, evaluated),
                 timing(records, legend),
-                privacy(records, federation, "predict" in manifests),
+                privacy(records, federation, manifests),
                 origin(manifests),
                 going_on(made["job_id"], state == "finished", "pods with the same rows"),
             ]
@@ -339,19 +339,46 @@ def seconds_row(name: str, values: Sequence[float]) -> tuple[str, str, str, str]
     return name, seconds_text(total), seconds_text(total / len(values)), seconds_text(max(values))
 
 
-def privacy(records: Sequence[RoundRecord], federation: Mapping[str, Any], predicted: bool) -> Section:
+def privacy(
+    records: Sequence[RoundRecord], federation: Mapping[str, Any], manifests: Mapping[str, Manifest]
+) -> Section:
     """What left the pods, and what protects it."""
-    left = ["updates", "metrics", "losses", "counts", "names, types, categories and statistics of columns"]
-    left += ["predictions with their keys"] if predicted else []
+    noise = federation.get("privacy")
+    told = any(record.by_pod[pod] for record in records for pod in record.by_pod)
+    told = told or bool("evaluate" in manifests and manifests["evaluate"].values["by_pod"])
+    own = federation.get("schema") is not None and federation.get("preparation") is not None
+    left = ["updates", *(["metrics", "losses"] if told or noise is None else []), "counts"]
+    left += [] if noise and own else ["names, types, categories and statistics of columns"]
+    left += ["predictions with their keys"] if "predict" in manifests else []
     up = sum(record.bytes_up for record in records)
+    sent = f"They sent {up:,} bytes of updates in {counted(len(records), 'round')}."
+    if noise is None:
+        return Section(
+            "privacy",
+            "Privacy",
+            words=(
+                "No noise was added, and updates travelled as they are: whoever reads the store sees each pod's own update,"
+                " which is a function of its rows.",
+                f"Pods answered with {', '.join(left)}; no rows. {sent} Statistics of a column left a pod only over at least"
+                f" {federation['minimum_statistics_rows']} rows.",
+            ),
+        )
+    unprotected = f" Without noise left {', '.join(left[1:])}."
     return Section(
         "privacy",
         "Privacy",
         words=(
-            "No noise was added, and updates travelled as they are: whoever reads the store sees each pod's own update,"
-            " which is a function of its rows.",
-            f"Pods answered with {', '.join(left)}; no rows. They sent {up:,} bytes of updates in"
-            f" {counted(len(records), 'round')}. Statistics of a column left a pod only over at least"
-            f" {federation['minimum_statistics_rows']} rows.",
+            f"Each pod cut its update to a norm of {noise['clip']:g} and added Gaussian noise of standard deviation"
+            f" {noise['clip'] * noise['noise_multiplier']:g} to each value before it left: differential privacy of each pod's"
+            " rows as a whole, against whoever reads the store.",
+            f"Pods answered with {', '.join(left)}; no rows. {sent}{unprotected}",
         ),
+        tables=(spent_table(records),),
     )
+
+
+def spent_table(records: Sequence[RoundRecord]) -> Table:
+    """What each pod's updates have told, by the last round that it took part in."""
+    last = {pod: spent for record in records for pod, spent in record.spent.items()}
+    rows = tuple((pod, f"{spent.epsilon:.4g}", f"{spent.delta:g}") for pod, spent in sorted(last.items()))
+    return Table(("privacy spent by", "epsilon", "delta"), rows)

@@ -15,6 +15,7 @@ from bitfount_model.errors import SerializationError
 from bitfount_model.federation import MetricSums
 from bitfount_model.federation.messages import UpdateNote, note_from_json, note_of, rows_from_json
 from bitfount_model.federation.pod import Rows, Update
+from bitfount_model.federation.privacy import Spent
 
 NOTE: dict[str, Any] = {
     "pod": "ann",
@@ -35,7 +36,7 @@ counts = st.integers(0, 2**53)
 sums = st.dictionaries(st.text(max_size=9), st.tuples(numbers, st.floats(0, 1e300)), max_size=4).map(MetricSums)
 notes = st.builds(
     UpdateNote, st.text(max_size=9), st.integers(1, 2**40), digests, counts, sums, st.none() | numbers, st.floats(0, 1e300),
-    digests, counts,
+    digests, counts, st.none() | st.builds(Spent, st.floats(0, 1e300), st.floats(0, 1)),
 )  # fmt: skip
 
 
@@ -93,6 +94,10 @@ def test_a_note_is_made_of_an_update_and_makes_it_again(loss: float | None, said
         ("seconds", math.inf),
         ("delta_sha256", "../../etc/passwd"),
         ("delta_bytes", -1),
+        ("spent", {"epsilon": -1, "delta": 0.1}),
+        ("spent", {"epsilon": math.inf, "delta": 0.1}),
+        ("spent", {"epsilon": 1, "delta": 2}),
+        ("spent", {"epsilon": 1}),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, wrong: Any) -> None:

@@ -13,6 +13,8 @@ from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.book import Approval
 from bitfount_model.federation.job import EVALUATE, FIT, PREDICT, FederatedJob
 from bitfount_model.federation.policy import PodPolicy, policy_from_json, refusals
+from bitfount_model.federation.privacy import PrivacyBudget, PrivacySettings, epsilon_spent
+from bitfount_model.federation.sampling import sample_pods
 
 SHA256 = "a" * 64
 # RFC 8032, section 7.1, test 1, as OpenSSH writes it.
@@ -222,3 +224,40 @@ def test_every_reason_is_said() -> None:
     words = ("does not name this pod", "not approved", "predictions", "2 pods", "4 rounds", "4 epochs", "b, y", "query")
     assert len(reasons) == len(words)
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+
+
+BUDGET: dict[str, Any] = {"epsilon": 3, "delta": 1e-5}
+
+
+def test_a_budget_lets_nothing_leave_that_it_does_not_name() -> None:
+    assert policy_from_json(POLICY).privacy is None
+    assert policy_from_json({**POLICY, "privacy": BUDGET}).privacy == PrivacyBudget(3.0, 1e-5, False, False, False)
+    named = {"required": True, "metrics_may_leave": True, "statistics_may_leave": True}
+    assert policy_from_json({**POLICY, "privacy": BUDGET | named}).privacy == PrivacyBudget(3.0, 1e-5, True, True, True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epsilon": 0}, {"epsilon": -1}, {"epsilon": "NaN"}, {"delta": 0}, {"delta": 1}, {"sigma": 1}, {"required": "x"}],
+)
+def test_what_is_no_budget_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"privacy.*{next(iter(wrong))}"):
+        policy_from_json({**POLICY, "privacy": BUDGET | wrong})
+
+
+def test_rounds_that_do_not_ask_the_pod_cost_it_nothing() -> None:
+    asked = PrivacySettings(clip=1.0, noise_multiplier=10.0, delta=1e-5)
+    pods = ("ann", "bob", "cat", "dan")
+    sampled = replace(JOB, epochs=40, pods=pods, sample=1, privacy=asked)
+    rounds = sum("ann" in sample_pods(JOB.seed, number, pods, 1) for number in range(1, 41))
+    spent = epsilon_spent([10.0] * rounds, 1e-5)
+    enough = replace(OPEN, privacy=PrivacyBudget(spent, 1e-5, statistics_may_leave=True))
+    assert refusals(enough, sampled, "ann") == []
+    (reason,) = refusals(replace(enough, privacy=replace(enough.privacy, epsilon=spent * 0.999)), sampled, "ann")
+    assert f"its {rounds} updates of this pod would spend" in reason
+
+
+def test_a_job_that_trains_nothing_spends_nothing() -> None:
+    asked = PrivacySettings(clip=1.0, noise_multiplier=0.001, delta=1e-5)
+    policy = replace(OPEN, privacy=PrivacyBudget(0.01, 1e-5, required=True, statistics_may_leave=True))
+    assert refused(policy, operation=EVALUATE, privacy=asked) == []

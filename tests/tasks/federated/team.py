@@ -16,6 +16,7 @@ from bitfount_model.federation.book import Book
 from bitfount_model.federation.job import FederatedJob, job_from_json
 from bitfount_model.federation.pod import Pod
 from bitfount_model.federation.policy import PodPolicy
+from bitfount_model.federation.privacy_ledger import PrivacyLedger
 from flows.embedded_pods import EmbeddedPods
 from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
@@ -105,6 +106,7 @@ class Team:
         policies: pod -> policy; the others allow all that a job here asks for.
         tables: pod -> its rows.
         books: pod -> what it keeps; the others keep nothing.
+        source: of the model.
     """
 
     folder: Path
@@ -112,6 +114,7 @@ class Team:
     policies: dict[str, PodPolicy] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     books: dict[str, Book] = field(default_factory=dict)
+    source: bytes = SOURCE
 
     def __post_init__(self) -> None:
         self.tables = {name: table(name) for name in self.names} | self.tables
@@ -129,7 +132,7 @@ class Team:
         value: dict[str, Any] = {
             "job_id": "job-1",
             "pods": list(self.names),
-            "model_sha256": hashlib.sha256(SOURCE).hexdigest(),
+            "model_sha256": hashlib.sha256(self.source).hexdigest(),
             "datastructure": {"target": "y"},
             "between_updates": 1,
             "epochs": 3,
@@ -145,7 +148,8 @@ class Team:
     def pod(self, name: str) -> Pod:
         """A pod as its owner configures it."""
         source, policy = DataFrameSource(self.tables[name]), self.policies.get(name, OPEN)
-        return Pod(name, source, policy, book=self.books.get(name))
+        ledger = PrivacyLedger(self.folder / "state" / name)
+        return Pod(name, source, policy, book=self.books.get(name), ledger=ledger)
 
     def exchange(self) -> Exchange:
         """Where both sides meet, seen anew."""
@@ -156,13 +160,13 @@ class Team:
         exchange, job = exchange or self.exchange(), self.job(**changes)
         store = store or Store(self.folder / "store")
         store.put("job.json", b"{}")
-        exchange.publish(job, SOURCE)
+        exchange.publish(job, self.source)
         session = exchange.begin_session({})
         return Federation(
             job=job,
             name="cells",
             experiment="tests",
-            source=SOURCE,
+            source=self.source,
             store=store,
             exchange=exchange,
             session=session,

@@ -229,7 +229,7 @@ def test_names_of_others_do_not_break_a_table() -> None:
     head, line, row = result_table(values)[2:5]
     assert head.count("|") == line.count("|") == row.count("|") == 4
     assert "A/B" in row and "not defined" in row and "0.5000" in row
-    assert result_table({"metrics": {}, "by_pod": {}})[0] == "No pod has test rows."
+    assert result_table({"metrics": {}, "by_pod": {}})[0] == "No pod sent test metrics."
 
 
 def test_a_comparison_shows_each_pod_alone_their_mean_and_all_rows_pooled() -> None:

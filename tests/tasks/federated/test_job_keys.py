@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bitfount_model import BitfountSchema
 from bitfount_model.data import Preparation
 from bitfount_model.errors import ConfigurationError
-from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.job import FederatedJob, job_from_json
+from bitfount_model.federation.privacy import PrivacySettings
 from tasks.federated.job_file import check_federated_job, federated_job_to_json, job_for_pods, with_own_seed
 from tasks.job import JobError
 from tests.tasks.federated.team import table
@@ -309,3 +310,39 @@ def test_all_settings_that_do_not_go_together_are_said() -> None:
         job_for_pods(asked, "j", JOB["pods"], b"")
     for words in ("optimiser_settings: FedAvg has no setting 'beta1'", "early_stopping:", "best:", "quorum: is 3"):
         assert words in str(caught.value)
+
+
+PRIVACY: dict[str, Any] = {"clip": 2, "noise_multiplier": 30, "delta": 1e-6}
+
+
+def private(**changes: Any) -> dict[str, Any]:
+    return changed(JOB, "federation.privacy", PRIVACY | changes)
+
+
+def test_noise_reaches_the_pods_and_survives_json() -> None:
+    asked = check_federated_job(private())
+    job = job_for_pods(asked, "j", asked.pods, b"")
+    assert job.privacy == PrivacySettings(clip=2.0, noise_multiplier=30.0, delta=1e-6)
+    assert job_from_json(job.to_json()) == job
+    assert check_federated_job(federated_job_to_json(asked)) == asked
+
+
+@pytest.mark.parametrize("key", PRIVACY)
+def test_noise_is_said_in_full(key: str) -> None:
+    assert problems_of_job(without(private(), f"federation.privacy.{key}")) == {f"federation.privacy.{key}"}
+    assert problems_of_job(private(**{key: "much"})) == {f"federation.privacy.{key}"}
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("clip", 0), ("clip", 1e10), ("noise_multiplier", 0), ("noise_multiplier", 1e5), ("delta", 0), ("delta", 1)],
+)
+def test_noise_that_protects_nothing_or_cannot_be_counted_is_refused(key: str, wrong: float) -> None:
+    asked = check_federated_job(private(**{key: wrong}))
+    with pytest.raises(ConfigurationError, match=f"privacy.*{key}"):
+        job_for_pods(asked, "j", asked.pods, b"")
+
+
+def test_a_private_job_is_not_compared_with_rows_that_are_read_openly() -> None:
+    embedded = {**private(), "pods": ["ann.yaml"], "store": None, "compare": True, "evaluate": True}
+    assert problems_of_job(embedded) == {"compare"}
