@@ -25,6 +25,9 @@ from bitfount_model.types import JSON
 FIT, EVALUATE, PREDICT = "fit", "evaluate", "predict"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of jobs and pods: they become names of files and of runs."""
+CLIPS, MULTIPLIERS = validate.Range(min=1e-9, max=1e9), validate.Range(min=1e-3, max=1e4)
+DELTAS = validate.Range(min=1e-100, max=1, max_inclusive=False)
+"""What clips, noise multipliers and deltas may be: what is computed of them is finite."""
 
 
 @dataclass(frozen=True)
@@ -228,15 +231,15 @@ _is_name = validate.Regexp(rf"^{NAME.pattern}\Z", error="must be letters, digits
 _is_positive = validate.Range(min=1)
 
 
-class PrivacySchema(Schema):
-    """How pods protect their updates; the bounds keep what is computed of them finite."""
+class _PrivacySchema(Schema):
+    """How pods protect their updates."""
 
     class Meta:
         unknown = RAISE
 
-    clip = fields.Float(required=True, validate=validate.Range(min=1e-9, max=1e9))
-    noise_multiplier = fields.Float(required=True, validate=validate.Range(min=1e-3, max=1e4))
-    delta = fields.Float(required=True, validate=validate.Range(min=1e-100, max=1, max_inclusive=False))
+    clip = fields.Float(required=True, validate=CLIPS)
+    noise_multiplier = fields.Float(required=True, validate=MULTIPLIERS)
+    delta = fields.Float(required=True, validate=DELTAS)
 
     @post_load
     def make_settings(self, data: JSON, **_: Any) -> PrivacySettings:
@@ -280,7 +283,7 @@ class _JobSchema(Schema):
     preparation = fields.Dict(keys=fields.String(), load_default=None, allow_none=True)
     metrics = fields.List(fields.String(), load_default=None, allow_none=True)
     minimum_statistics_rows = fields.Integer(strict=True, validate=_is_positive, load_default=10)
-    privacy = fields.Nested(PrivacySchema, load_default=None, allow_none=True)
+    privacy = fields.Nested(_PrivacySchema, load_default=None, allow_none=True)
 
     @validates_schema
     def check_together(self, data: JSON, **_: Any) -> None:

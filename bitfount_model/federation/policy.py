@@ -14,7 +14,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.book import Approval
-from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.job import DELTAS, FederatedJob
 from bitfount_model.federation.privacy import PrivacyBudget, epsilon_spent
 from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.federation.signing import public_key
@@ -235,7 +235,7 @@ class _BudgetSchema(Schema):
         unknown = RAISE
 
     epsilon = fields.Float(required=True, validate=validate.Range(min=0, min_inclusive=False))
-    delta = fields.Float(required=True, validate=validate.Range(min=1e-100, max=1, max_inclusive=False))
+    delta = fields.Float(required=True, validate=DELTAS)
     required = fields.Boolean(load_default=False)
     metrics_may_leave = fields.Boolean(load_default=False)
     statistics_may_leave = fields.Boolean(load_default=False)

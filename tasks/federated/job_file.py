@@ -11,7 +11,16 @@ from typing import Any
 from marshmallow import RAISE, ValidationError, fields, validate, validates_schema
 
 from bitfount_model.data import BitfountSchema, DataStructure, Preparation
-from bitfount_model.federation.job import EVALUATE, FIT, PREDICT, FederatedJob, job_from_json
+from bitfount_model.federation.job import (
+    CLIPS,
+    DELTAS,
+    EVALUATE,
+    FIT,
+    MULTIPLIERS,
+    PREDICT,
+    FederatedJob,
+    job_from_json,
+)
 from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
 from bitfount_model.federation.secure_sum import MINIMUM_PODS
 from bitfount_model.federation.server_optimisers import PUBLISHED
@@ -116,9 +125,9 @@ class RoundsSection(StrictSchema):
 class PrivacySection(StrictSchema):
     """How pods protect their updates."""
 
-    clip = fields.Float(required=True)
-    noise_multiplier = fields.Float(required=True)
-    delta = fields.Float(required=True)
+    clip = fields.Float(required=True, validate=CLIPS)
+    noise_multiplier = fields.Float(required=True, validate=MULTIPLIERS)
+    delta = fields.Float(required=True, validate=DELTAS)
 
 
 class FederationSection(StrictSchema):

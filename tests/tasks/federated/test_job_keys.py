@@ -338,9 +338,11 @@ def test_noise_is_said_in_full(key: str) -> None:
     [("clip", 0), ("clip", 1e10), ("noise_multiplier", 0), ("noise_multiplier", 1e5), ("delta", 0), ("delta", 1)],
 )
 def test_noise_that_protects_nothing_or_cannot_be_counted_is_refused(key: str, wrong: float) -> None:
-    asked = check_federated_job(private(**{key: wrong}))
-    with pytest.raises(ConfigurationError, match=f"privacy.*{key}"):
-        job_for_pods(asked, "j", asked.pods, b"")
+    assert problems_of_job(private(**{key: wrong})) == {f"federation.privacy.{key}"}
+    asked = check_federated_job(private())
+    sent = job_for_pods(asked, "j", asked.pods, b"").to_json()
+    with pytest.raises(ConfigurationError, match="privacy: Must be"):
+        job_from_json({**sent, "privacy": {**PRIVACY, key: wrong}})
 
 
 def test_a_private_job_is_not_compared_with_rows_that_are_read_openly() -> None:
