@@ -114,6 +114,9 @@ class PodSession:
     Raises:
         ConfigurationError: the policy refuses the job (every reason is listed), or the source is another one.
         ModelFileError: the source does not hold the model class.
+
+    Attributes:
+        model_is_classifier: whether targets are categories.
     """
 
     def __init__(self, pod: Pod, job: FederatedJob, source_code: bytes) -> None:
@@ -127,9 +130,9 @@ class PodSession:
             raise ConfigurationError(
                 f"pod {pod.name!r}: the model's source has sha256 {found[:16]}…, the job names {job.model_sha256[:16]}…"
             )
-        self._class = load_model_class(source_code, job.model_class)
         self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
+        self.model_is_classifier = self._load(source_code)
 
     def schema(self) -> BitfountSchema:
         """The columns that the job's model sees, their types and categories, for `merge_schemas`; the job's own, if it has one.
@@ -145,7 +148,7 @@ class PodSession:
         types = self._datastructure.force_stypes(self.pod.name if self._has_types_of_pods() else None)
         for kind, columns in self.job.types.items():
             types.setdefault(kind, []).extend(column for column in columns if column not in types[kind])
-        if issubclass(self._class, PyTorchClassifierMixIn):
+        if self.model_is_classifier:
             stated = {column for columns in types.values() for column in columns}
             types.setdefault("categorical", []).extend(t for t in self._datastructure.targets if t not in stated)
         schema = BitfountSchema(self.job.job_id)
@@ -284,12 +287,24 @@ class PodSession:
         """
         if not self.pod.policy.predictions_may_leave:
             raise ConfigurationError(f"pod {self.pod.name!r} does not let predictions leave (predictions_may_leave)")
+        return self._predicted(parameters)
+
+    def _predicted(self, parameters: Parameters) -> PredictReturnType:
         model = self._ready()
         model.update_params(parameters)
         result = model.predict(self.pod.source)
         if not isinstance(result, PredictReturnType):
             raise ConfigurationError("predict on a pod's own rows gave no predictions")
         return result
+
+    def close(self) -> None:
+        """Lets go of the model; the next call builds it again."""
+        self._model = None
+
+    def _load(self, source_code: bytes) -> bool:
+        """Runs the model's source; says whether it is a classifier."""
+        self._class = load_model_class(source_code, self.job.model_class)
+        return issubclass(self._class, PyTorchClassifierMixIn)
 
     def _ready(self) -> PyTorchBitfountModel:
         if self._common is None:

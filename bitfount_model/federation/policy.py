@@ -32,6 +32,8 @@ class PodPolicy:
         errors_may_leave: whether the modeller is sent the text and traceback of whatever goes wrong, which may hold values
             of rows; otherwise it is told what kind of error it was, and where.
         tables: names of tables of its database that jobs may read in place of the pod's own.
+        allow_unconfined: whether models may run where the kernel does not let a deployed pod shut them off from network,
+            files and other processes; otherwise the pod refuses all jobs there.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -44,6 +46,7 @@ class PodPolicy:
     predictions_may_leave: bool = False
     errors_may_leave: bool = False
     tables: tuple[str, ...] = ()
+    allow_unconfined: bool = False
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -151,6 +154,7 @@ class _PolicySchema(Schema):
     tables = fields.List(fields.String(), load_default=list)
     predictions_may_leave = fields.Boolean(load_default=False)
     errors_may_leave = fields.Boolean(load_default=False)
+    allow_unconfined = fields.Boolean(load_default=False)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:

@@ -18,6 +18,8 @@ from prefect.utilities.timeout import timeout
 from bitfount_model.errors import (
     BitfountError,
     ConfigurationError,
+    ConfinedModelError,
+    ConfinementError,
     DivergedError,
     IntegrityError,
     ParameterError,
@@ -29,9 +31,9 @@ from bitfount_model.errors import (
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession
 from bitfount_model.reference import SOURCE_MODULE
+from tasks.batch_progress import BatchProgress
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
 from tasks.federated.messages import Joined, Start
-from tasks.fit import BatchProgress
 from tasks.progress import listening, tell
 from tasks.retries import is_transient
 from tasks.session import threads
@@ -46,9 +48,13 @@ logger = logging.getLogger(POD_LOGGER)
 Value = TypeVar("Value")
 
 # Their messages are made of settings, names, counts and shapes, never of values of rows.
-SPEAKABLE = (ConfigurationError, DivergedError, ParameterError, StorageError, TooFewRowsError)
+SPEAKABLE = (ConfigurationError, ConfinementError, DivergedError, ParameterError, StorageError, TooFewRowsError)
 DOING = {"statistics": "summarise its rows"}
 """Steps whose names are no verbs."""
+
+
+OpenSession = Callable[[Pod, FederatedJob, bytes], PodSession]
+"""(pod, job, the model's source) -> a session that has checked them."""
 
 
 class TooLateError(TimeoutError):
@@ -62,14 +68,16 @@ class PodWorker:
         pod: the pod.
         exchange: of the job.
         session: the modeller's, whose failures are this worker's to report.
+        open_session: where the model runs: in this process, or in one of its own.
 
     Attributes:
         session: the modeller's newest that is known; whoever drives the worker keeps it up to date.
         left: why the pod takes no part in the job; None while it does.
     """
 
-    def __init__(self, pod: Pod, exchange: Exchange, session: int) -> None:
+    def __init__(self, pod: Pod, exchange: Exchange, session: int, open_session: OpenSession = PodSession) -> None:
         self.pod = pod
+        self._open_session = open_session
         self.exchange = exchange
         self.session = session
         self.left: str | None = None
@@ -115,6 +123,11 @@ class PodWorker:
         if self._done == (round_phase(self._round), self.session):
             return False  # the modeller closes a round before it asks for anything else
         return self._apply(EVALUATION, self._evaluate_task) or self._apply(PREDICTION, self._predict_task)
+
+    def close(self) -> None:
+        """Lets go of the model, and of the process that it runs in."""
+        if self._pod_session is not None:
+            self._pod_session.close()
 
     def _get_ready(self) -> bool:
         start, pod = self.exchange.start(), self.pod.name
@@ -174,16 +187,24 @@ class PodWorker:
         asked = self.exchange.job()
         if asked is None:
             raise ConfigurationError(f"there is no job in {self.exchange.url}")
-        session = PodSession(self.pod, *asked)
-        with threads(session.job.threads):
-            joined = Joined(session.schema(), session.rows())
+        session = self._open_session(self.pod, *asked)
+        try:
+            with threads(session.job.threads):
+                joined = Joined(session.schema(), session.rows())
+            self._join(session, joined)
+        except BaseException:
+            session.close()
+            raise
+        self._pod_session = session
+
+    def _join(self, session: PodSession, joined: Joined) -> None:
+        pod = self.pod.name
         try:
             self.exchange.put_joined(pod, joined)
         except IntegrityError as error:
             raise ConfigurationError(
                 f"the rows of pod {pod!r} have changed since the job {session.job.job_id!r} began; start a new job for them"
             ) from error
-        self._pod_session = session
 
     def _summarise(self, pod: str) -> None:
         schema = self.exchange.common()
@@ -248,6 +269,11 @@ class PodWorker:
     def _reason(self, name: str, error: Exception) -> str:
         """What the modeller is told of an error."""
         what = f"pod {self.pod.name!r} failed to {DOING.get(name, name)}"
+        if isinstance(error, ConfinedModelError):
+            if self.pod.policy.errors_may_leave:
+                return f"{what}: {error}"
+            met = "" if error.met is None else f" (it seems to have met {error.met})"
+            return f"{what}: {error.kind} in the model or below it{met}; its text, which may hold values, is in the pod's own log"
         if self.pod.policy.errors_may_leave:
             return (
                 f"{what}: {type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
