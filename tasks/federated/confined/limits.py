@@ -19,7 +19,7 @@ class Limits:
             reserved, as CUDA does. Memory that processes share is not counted; when the machine has none left, the model's
             processes are the first that the kernel ends.
         file_bytes: of one file, and of all files together where the file system is closed.
-        processes: processes and threads together.
+        processes: processes and threads together; some kernels take no less than 301.
         open_files: of each process.
     """
 
@@ -45,4 +45,4 @@ def limits_here() -> Limits:
     Libraries start a thread a core or two, each of them.
     """
     memory = psutil.virtual_memory().total * 3 // 4
-    return Limits(memory, file_bytes=GIB, processes=256 + 16 * (os.cpu_count() or 1), open_files=1024)
+    return Limits(memory, file_bytes=GIB, processes=512 + 16 * (os.cpu_count() or 1), open_files=1024)
