@@ -1,6 +1,7 @@
 """A pod's session whose model runs in a process of its own: rows are read, counted and described here, by no code of the model.
 
-The process is kept from round to round. Once it has failed it is ended, and the next call starts another.
+The process is kept from round to round. Once it has met a limit, come too late or said what it may not, it is ended, and the
+next call starts another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import pytorch_lightning as pl
 from bitfount_model import codec
 from bitfount_model.data import BitfountSchema, DatasetSplitter, Preparation, digest
 from bitfount_model.data.table_bytes import table_to_bytes
-from bitfount_model.errors import ConfigurationError, ConfinementError, DataError, NotInitialisedError, ParameterError
+from bitfount_model.errors import (
+    ConfigurationError,
+    ConfinedModelError,
+    ConfinementError,
+    DataError,
+    NotInitialisedError,
+    ParameterError,
+)
 from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import PREDICT, FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession, Update
@@ -235,13 +243,17 @@ class ConfinedSession(PodSession):
         return self._ask_process(call, arguments, body, **named)
 
     def _ask_process(self, call: str, arguments: JSON, body: bytes | memoryview, **named: Any) -> Message:
-        """Asks the process, and ends it if that fails, were it only that the answer was not waited for."""
+        """Asks the process, and ends it if that fails, were it only that the answer was not waited for.
+
+        It is kept where no more happened than that the model's code raised.
+        """
         if self._process is None:
             raise NotInitialisedError(f"pod {self.pod.name!r}: the model's process is not there")
         try:
             return self._process.ask(call, arguments, body, **named)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            if not isinstance(error, ConfinedModelError) or error.met is not None or call in ("open", "prepare"):
+                self.close()
             raise
 
     def _believed(self, read: Callable[[], Value]) -> Value:
