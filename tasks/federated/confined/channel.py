@@ -1,8 +1,10 @@
-"""What a pod and its model's process say to each other: a JSON header and bytes, over one socket, each with its length before it.
+"""What a pod and its model's process say to each other: a JSON header, over a socket, and bytes, in a file in memory.
 
-    4 bytes: length of the header | 8 bytes: length of the body | header, JSON in UTF-8 | body
+    4 bytes: length of the header | 8 bytes: length of the body | header, JSON in UTF-8
 
-Lengths are big-endian. Nothing is unpickled, no file descriptor is taken, and nothing is longer than the reader says.
+Lengths are big-endian. The body begins where the file begins: one writes and one reads at a time, for every question has one
+answer. Nothing is unpickled, no file descriptor is taken, the file is copied before it is looked at, and nothing is longer than
+the reader says.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ MAX_HEADER_BYTES = 1024**2
 """Of what the model's process says; schemas and the like, which the pod says, may be longer."""
 LOOK_MILLISECONDS = 200
 """How often a wait is interrupted: a deadline that is kept by another thread is only seen between two calls of the kernel."""
-PIECE_BYTES = 1024**2
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Channel:
 
     Args:
         connected: the socket.
+        shared: descriptor of the file, which is closed with the channel.
     """
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, shared: int) -> None:
         connected.setblocking(False)
         self._socket = connected
+        self._shared = shared
         self._owner = os.getpid()
 
     def send(self, header: JSON, body: bytes | memoryview = b"") -> None:
@@ -60,14 +63,17 @@ class Channel:
         if os.getpid() != self._owner:
             os._exit(1)  # a copy of the process, which the model made, has no say here
         text = json.dumps(header).encode()
-        for part in (LENGTHS.pack(len(text), len(body)) + text, body):
-            view = memoryview(part).cast("B")
-            while len(view):
+        if len(body):
+            os.ftruncate(self._shared, len(body))
+            place, view = 0, memoryview(body).cast("B")
+            while place < len(view):
+                place += os.pwrite(self._shared, view[place:], place)
+        rest = memoryview(LENGTHS.pack(len(text), len(body)) + text)
+        while len(rest):
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
                 self._wait(select.POLLOUT)
-                try:
-                    view = view[self._socket.send(view) :]
-                except BlockingIOError:
-                    continue
 
     def receive(self, max_header: int, max_body: int) -> Message | None:
         """Waits for what the other side says next; None once it has gone.
@@ -88,27 +94,39 @@ class Channel:
                 f"the model's process sends {header_length} bytes of header and {body_length} bytes, at most {max_header} and"
                 f" {max_body} are taken"
             )
-        header, body = self._read(header_length), self._read(body_length)
-        return None if header is None or body is None else Message(_parsed(bytes(header)), body)
+        header = self._read(header_length)
+        return None if header is None else Message(_parsed(bytes(header)), self._read_file(body_length))
 
     def close(self) -> None:
         """Ends it."""
         self._socket.close()
+        os.close(self._shared)
+
+    def _read_file(self, length: int) -> bytearray:
+        content = bytearray(length)
+        view, place = memoryview(content), 0
+        while place < length:
+            count = os.preadv(self._shared, [view[place:]], place)
+            if not count:
+                raise ConfinementError(f"the model's process sends {place} bytes where it says that there are {length}")
+            place += count
+        return content
 
     def _read(self, length: int) -> bytearray | None:
-        """So many bytes; memory is taken as they come. None where there are fewer."""
-        content = bytearray()
-        while len(content) < length:
-            self._wait(select.POLLIN)
+        """So many bytes of the socket; None where there are fewer."""
+        content = bytearray(length)
+        rest = memoryview(content)
+        while len(rest):
             try:
-                piece = self._socket.recv(min(PIECE_BYTES, length - len(content)))
+                count = self._socket.recv_into(rest)
             except BlockingIOError:
+                self._wait(select.POLLIN)
                 continue
             except ConnectionError:
                 return None
-            if not piece:
+            if not count:
                 return None
-            content += piece
+            rest = rest[count:]
         return content
 
     def _wait(self, event: int) -> None:

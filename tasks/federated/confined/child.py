@@ -122,13 +122,13 @@ class Answers:
         return {}, codec.encode({"predictions": torch.as_tensor(result.preds)})
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, shared: int) -> None:
     """Answers until the pod has gone."""
     faulthandler.enable()
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(socket.socket(fileno=descriptor), shared)
     answers = Answers(channel)
     while (asked := channel.receive(FROM_POD, FROM_POD)) is not None:
         try:
@@ -172,6 +172,6 @@ def met_by(error: BaseException) -> str | None:
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]))
+        main(*map(int, sys.argv[1:]))
     except ConnectionError:
         os._exit(0)  # the pod has gone, and whatever the model still runs goes with it

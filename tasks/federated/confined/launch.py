@@ -144,8 +144,9 @@ def become_child(orders: dict[str, Any], reason: str | None) -> None:
         return
     limit(limits)
     os.chdir(orders["scratch"])
-    os.closerange(3, channel)
-    os.closerange(channel + 1, os.sysconf("SC_OPEN_MAX"))
+    first, second = sorted((channel, orders["shared"]))
+    for start, stop in ((3, first), (first + 1, second), (second + 1, os.sysconf("SC_OPEN_MAX"))):
+        os.closerange(start, stop)
     os.execv(orders["command"][0], orders["command"])  # noqa: S606 (no shell is wanted)
 
 
@@ -175,7 +176,8 @@ def main() -> int:
             print(f"cannot begin: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(1)
-    os.close(orders["channel"])
+    for descriptor in (orders["channel"], orders["shared"]):
+        os.close(descriptor)
     return watch(child, orders["lifeline"])
 
 

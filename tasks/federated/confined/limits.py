@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from bitfount_model import codec
+
 GIB = 1024**3
 
 
@@ -18,7 +20,7 @@ class Limits:
         memory_bytes: of each process: private memory that can be written (RLIMIT_DATA), which leaves alone what is only
             reserved, as CUDA does. Memory that processes share is not counted; when the machine has none left, the model's
             processes are the first that the kernel ends.
-        file_bytes: of one file, and of all files together where the file system is closed.
+        file_bytes: of one file, what it sends to its pod among them, and of all files together where the file system is closed.
         processes: processes and threads together; some kernels take no less than 301.
         open_files: of each process.
     """
@@ -45,4 +47,6 @@ def limits_here() -> Limits:
     Libraries start a thread a core or two, each of them.
     """
     memory = psutil.virtual_memory().total * 3 // 4
-    return Limits(memory, file_bytes=GIB, processes=512 + 16 * (os.cpu_count() or 1), open_files=1024)
+    return Limits(
+        memory, file_bytes=codec.DEFAULT_MAX_BYTES, processes=512 + 16 * (os.cpu_count() or 1), open_files=1024
+    )

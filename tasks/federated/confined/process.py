@@ -68,22 +68,22 @@ class ModelProcess:
         self._limits = limits
         ours, theirs = socket.socketpair()
         lifeline, ours_of_lifeline = os.pipe()
-        scratch = tempfile.mkdtemp(prefix="model-")
-        orders = orders_of(limits, scratch, theirs.fileno(), lifeline, allow_unconfined)
+        scratch, shared = tempfile.mkdtemp(prefix="model-"), os.memfd_create("body")
+        orders = orders_of(limits, scratch, theirs.fileno(), shared, lifeline, allow_unconfined)
         try:
             launcher = subprocess.Popen(  # noqa: S603 (all of it is made here)
                 [sys.executable, "-I", "-S", launch.__file__, json.dumps(orders)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=(theirs.fileno(), shared, lifeline),
                 env=environment_of(os.environ, scratch),
                 cwd=scratch,
             )
         finally:
             theirs.close()
             os.close(lifeline)
-        self._parts = _Parts(launcher, Channel(ours), ours_of_lifeline, scratch)
+        self._parts = _Parts(launcher, Channel(ours, shared), ours_of_lifeline, scratch)
         self.end = weakref.finalize(self, _end, self._parts)
         if launcher.stdout is not None:
             threading.Thread(target=_log, args=(launcher.stdout, pod), name="model-log", daemon=True).start()
@@ -153,16 +153,17 @@ class ModelProcess:
         )
 
 
-def orders_of(limits: Limits, scratch: str, channel: int, lifeline: int, allow_unconfined: bool) -> JSON:
+def orders_of(limits: Limits, scratch: str, channel: int, shared: int, lifeline: int, allow_unconfined: bool) -> JSON:
     """What the launcher is to do."""
     return {
         "channel": channel,
+        "shared": shared,
         "lifeline": lifeline,
         "limits": limits.for_kernel(),
         "scratch": scratch,
         "scratch_bytes": limits.file_bytes,
         "allow_unconfined": allow_unconfined,
-        "command": [sys.executable, "-P", "-m", "tasks.federated.confined.child", str(channel)],
+        "command": [sys.executable, "-P", "-m", "tasks.federated.confined.child", str(channel), str(shared)],
     }
 
 

@@ -34,7 +34,7 @@ TOLD = {"kinds": ["ValueError"], "text": "no", "trace": "in step", "met": None, 
 def ends() -> Iterator[tuple[Channel, socket.socket]]:
     """The pod's end, and the model's, which it may write to as it likes."""
     ours, theirs = socket.socketpair()
-    channel = Channel(ours)
+    channel = Channel(ours, os.memfd_create("body"))
     yield channel, theirs
     channel.close()
     theirs.close()
@@ -43,18 +43,20 @@ def ends() -> Iterator[tuple[Channel, socket.socket]]:
 @pytest.mark.parametrize("size", [0, 1, 10 * 2**20])
 def test_what_is_said_is_heard(ends: tuple[Channel, socket.socket], size: int) -> None:
     channel, other = ends
-    body = os.urandom(size)
-    said = threading.Thread(target=Channel(other).send, args=({"answer": {"é": [1, None]}}, body))
+    body, header = os.urandom(size), {"answer": {"é": ["x" * 10**6, None]}}
+    model = Channel(other, os.dup(channel._shared))
+    said = threading.Thread(target=model.send, args=(header, body))
     said.start()
-    heard = channel.receive(1000, size)
+    heard = channel.receive(2 * 10**6, size)
     said.join()
-    assert heard is not None and heard.header == {"answer": {"é": [1, None]}} and heard.body == body
+    assert heard is not None and heard.header == header and heard.body == body
+    model.close()
 
 
 @pytest.mark.parametrize("cut", [0, 5, LENGTHS.size, LENGTHS.size + 1])
 def test_whoever_goes_in_mid_word_has_gone(ends: tuple[Channel, socket.socket], cut: int) -> None:
     channel, other = ends
-    other.sendall((LENGTHS.pack(2, 3) + b"{}abc")[:cut])
+    other.sendall((LENGTHS.pack(2, 3) + b"{}")[:cut])
     other.close()
     assert channel.receive(1000, 1000) is None
 
@@ -64,6 +66,7 @@ def test_whoever_goes_in_mid_word_has_gone(ends: tuple[Channel, socket.socket], 
     [
         (b"\xff" * 64, "sends 4294967295 bytes of header"),
         (struct.pack("!IQ", 2, 2**60) + b"{}", f"{2**60} bytes, at most 1000 and 10 are taken"),
+        (struct.pack("!IQ", 2, 9) + b"{}", "sends 0 bytes where it says that there are 9"),
         (struct.pack("!IQ", 5, 0) + b"hello", "a header that is no JSON"),
         (struct.pack("!IQ", 900, 0) + b"\xff" * 900, "a header that is no JSON"),
         (struct.pack("!IQ", 6, 0) + b"[1, 2]", "a header that is no JSON object"),
