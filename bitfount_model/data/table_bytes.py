@@ -11,7 +11,7 @@ import datetime
 import decimal
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from bitfount_model.errors import DataError
 from bitfount_model.types import JSON
 
 _ABOUT = b"table"
+_ZONE = "zone "
 
 
 def table_to_bytes(frame: pd.DataFrame) -> memoryview:
@@ -44,15 +45,15 @@ def table_to_bytes(frame: pd.DataFrame) -> memoryview:
     for place, (name, column) in enumerate(columns):
         try:
             way, values = _written(column.reset_index(drop=True))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise DataError(
-                f"column {name!r} cannot be handed to the model's process: {error}; turn its values into numbers or text, or"
-                " leave the column out of the pod's source"
-            ) from error
+        except TypeError as error:
+            raise _unwritable(name, error) from error
         about["ways"].append(way)
         written[str(place)] = values
     plain = pd.DataFrame(written, index=pd.RangeIndex(len(frame)))
-    table = pa.Table.from_pandas(plain, preserve_index=False)
+    try:
+        table = pa.Table.from_pandas(plain, preserve_index=False)
+    except pa.ArrowException as error:
+        raise _unwritable(", ".join(_not_for_arrow(plain, [name for name, _ in columns])), error) from error
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ABOUT: json.dumps(about).encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -73,10 +74,29 @@ def table_from_bytes(content: bytes | bytearray | memoryview) -> pd.DataFrame:
     )
 
 
+def _unwritable(name: str, error: Exception) -> DataError:
+    return DataError(
+        f"column {name!r} cannot be handed to the model's process: {error}; turn its values into numbers or text, or leave the"
+        " column out of the pod's source"
+    )
+
+
+def _not_for_arrow(plain: pd.DataFrame, names: list[str]) -> Iterator[str]:
+    """The names of columns that Arrow does not take."""
+    for place, name in enumerate(names):
+        try:
+            pa.Table.from_pandas(plain[[str(place)]], preserve_index=False)
+        except pa.ArrowException:
+            yield name
+
+
 def _written(column: pd.Series[Any]) -> tuple[str, Any]:
     """How a column travels, and as what."""
+    if isinstance(
+        column.dtype, pd.DatetimeTZDtype
+    ):  # the present Arrow reads their zones in a way that pandas warns of
+        return f"{_ZONE}{column.dtype.tz}", column.dt.tz_convert(None)
     if column.dtype != object:
-        pa.Array.from_pandas(column)  # says here, where the column is known, what Arrow does not take
         return "arrow", column
     kinds = set(map(type, column))
     if kinds <= {bytes}:
@@ -90,6 +110,8 @@ def _read(way: str, column: pd.Series[Any]) -> pd.Series[Any]:
         for place, text in enumerate(column):
             values[place] = _untagged(json.loads(text))
         return pd.Series(values, dtype=object)
+    if way.startswith(_ZONE):
+        return column.dt.tz_localize("UTC").dt.tz_convert(way.removeprefix(_ZONE))
     return column.astype(object) if way == "objects" else column
 
 
@@ -108,7 +130,11 @@ _FORMS: Mapping[type, tuple[str, _Writer, _Writer]] = {
     datetime.date: ("date", datetime.date.isoformat, datetime.date.fromisoformat),
     datetime.time: ("time", datetime.time.isoformat, datetime.time.fromisoformat),
     datetime.datetime: ("datetime", datetime.datetime.isoformat, datetime.datetime.fromisoformat),
-    pd.Timestamp: ("timestamp", pd.Timestamp.isoformat, pd.Timestamp),
+    pd.Timestamp: (
+        "timestamp",
+        lambda value: [value.isoformat(), None if value.tz is None else str(value.tz)],
+        lambda plain: pd.Timestamp(plain[0]) if plain[1] is None else pd.Timestamp(plain[0]).tz_convert(plain[1]),
+    ),
     datetime.timedelta: (
         "span",
         lambda value: [value.days, value.seconds, value.microseconds],

@@ -3,13 +3,14 @@
     4 bytes: length of the header | 8 bytes: length of the body | header, JSON in UTF-8
 
 Lengths are big-endian. The body begins where the file begins: one writes and one reads at a time, for every question has one
-answer. Nothing is unpickled, no file descriptor is taken, the file is copied before it is looked at, and nothing is longer than
-the reader says.
+answer. Nothing is unpickled, no file descriptor is taken, the pod copies the file before it looks at it, and nothing is longer
+than the reader says.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import select
 import socket
@@ -33,11 +34,11 @@ class Message:
 
     Attributes:
         header: a JSON object.
-        body: bytes that belong to it, often none.
+        body: bytes that belong to it, often none; they stay until the channel is used again.
     """
 
     header: JSON
-    body: bytearray
+    body: memoryview
 
 
 class Channel:
@@ -46,12 +47,15 @@ class Channel:
     Args:
         connected: the socket.
         shared: descriptor of the file, which is closed with the channel.
+        trusting: whether the other side may be trusted to leave the file alone, and to keep its length, while it is read.
     """
 
-    def __init__(self, connected: socket.socket, shared: int) -> None:
+    def __init__(self, connected: socket.socket, shared: int, *, trusting: bool = False) -> None:
         connected.setblocking(False)
         self._socket = connected
         self._shared = shared
+        self._trusting = trusting
+        self._copy = bytearray()
         self._owner = os.getpid()
 
     def send(self, header: JSON, body: bytes | memoryview = b"") -> None:
@@ -102,15 +106,18 @@ class Channel:
         self._socket.close()
         os.close(self._shared)
 
-    def _read_file(self, length: int) -> bytearray:
-        content = bytearray(length)
-        view, place = memoryview(content), 0
+    def _read_file(self, length: int) -> memoryview:
+        if self._trusting and length:
+            return memoryview(mmap.mmap(self._shared, length, prot=mmap.PROT_READ))
+        if len(self._copy) < length:  # kept, as new memory costs more than the copy itself
+            self._copy = bytearray(length)
+        view, place = memoryview(self._copy)[:length], 0
         while place < length:
             count = os.preadv(self._shared, [view[place:]], place)
             if not count:
                 raise ConfinementError(f"the model's process sends {place} bytes where it says that there are {length}")
             place += count
-        return content
+        return view.toreadonly()
 
     def _read(self, length: int) -> bytearray | None:
         """So many bytes of the socket; None where there are fewer."""

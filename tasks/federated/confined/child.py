@@ -82,7 +82,7 @@ class Answers:
         header: tuple[JSON, bytes] = call(asked.body, **arguments)
         return header
 
-    def do_open(self, body: bytearray, job: JSON, pod: str, splitter: JSON) -> tuple[JSON, bytes]:
+    def do_open(self, body: memoryview, job: JSON, pod: str, splitter: JSON) -> tuple[JSON, bytes]:
         """Runs the model's source, which is the body."""
         asked = job_from_json(job)
         torch.set_num_threads(asked.threads)
@@ -91,13 +91,13 @@ class Answers:
         self._session = PodSession(here, asked, bytes(body))
         return {"classifier": self._session.model_is_classifier}, b""
 
-    def do_prepare(self, body: bytearray, schema: str, preparation: JSON) -> tuple[JSON, bytes]:
+    def do_prepare(self, body: memoryview, schema: str, preparation: JSON) -> tuple[JSON, bytes]:
         """Builds the model for the rows, which are the body."""
-        self._rows.frame = table_from_bytes(body)
+        self._rows.frame = table_from_bytes(bytes(body))
         self._session.prepare(BitfountSchema.loads(schema), Preparation.from_json(preparation))
         return {"rows": digest(self._rows.frame)}, codec.encode(self._session.parameters)
 
-    def do_fit(self, body: bytearray, round_number: int, base_digest: str) -> tuple[JSON, bytes]:
+    def do_fit(self, body: memoryview, round_number: int, base_digest: str) -> tuple[JSON, bytes]:
         """Trains from the parameters, which are the body."""
 
         def on_event(event: str, values: dict[str, Any]) -> None:
@@ -112,11 +112,11 @@ class Answers:
         header = {"weight": update.weight, "metrics": update.metrics.to_json(), "train_loss": loss}
         return {**header, "seconds": update.seconds}, codec.encode(update.delta)
 
-    def do_evaluate(self, body: bytearray) -> tuple[JSON, bytes]:
+    def do_evaluate(self, body: memoryview) -> tuple[JSON, bytes]:
         """Applies the parameters, which are the body, to the test rows."""
         return {"metrics": self._session.evaluate(codec.decode(body).params).to_json()}, b""
 
-    def do_predict(self, body: bytearray) -> tuple[JSON, bytes]:
+    def do_predict(self, body: memoryview) -> tuple[JSON, bytes]:
         """Applies the parameters, which are the body, to all rows."""
         result = self._session.predict(codec.decode(body).params)
         return {}, codec.encode({"predictions": torch.as_tensor(result.preds)})
@@ -128,7 +128,7 @@ def main(descriptor: int, shared: int) -> None:
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    channel = Channel(socket.socket(fileno=descriptor), shared)
+    channel = Channel(socket.socket(fileno=descriptor), shared, trusting=True)
     answers = Answers(channel)
     while (asked := channel.receive(FROM_POD, FROM_POD)) is not None:
         try:
