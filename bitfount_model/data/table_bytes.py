@@ -111,7 +111,8 @@ def _read(way: str, column: pd.Series[Any]) -> pd.Series[Any]:
             values[place] = _untagged(json.loads(text))
         return pd.Series(values, dtype=object)
     if way.startswith(_ZONE):
-        return column.dt.tz_localize("UTC").dt.tz_convert(way.removeprefix(_ZONE))
+        there: pd.Series[Any] = column.dt.tz_localize("UTC").dt.tz_convert(way.removeprefix(_ZONE))
+        return there
     return column.astype(object) if way == "objects" else column
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -126,7 +127,8 @@ def test_no_network_is_reached_not_even_the_machines_own(pod: ConfinedSession, t
             tried(lambda: socket.socket(socket.AF_UNIX).connect({name!r})),
         ]
         """
-        assert probed(pod, team, text) == ["ENETUNREACH", "ENETUNREACH", "ENETUNREACH", "ECONNREFUSED"]
+        *internet, abstract = probed(pod, team, text)
+        assert set(internet) <= {"ENETUNREACH", "EADDRNOTAVAIL"} and abstract == "ECONNREFUSED"
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -147,17 +149,28 @@ def test_no_secret_of_the_pod_is_read(pod: ConfinedSession, team: Team) -> None:
     assert probed(pod, team, text) == [["1"], ["False"], "ENOENT", False]
 
 
-def test_nothing_is_open_but_what_it_needs(pod: ConfinedSession, team: Team) -> None:
+def test_nothing_of_the_pod_is_open_but_what_they_talk_through(pod: ConfinedSession, team: Team) -> None:
     text = """
-    def kind(number):
-        return os.readlink(f"/proc/self/fd/{number}").partition(":")[0]
-    kinds = sorted(tried(lambda number=number: kind(number)) for number in os.listdir("/proc/self/fd"))
-    said = [kinds, os.getcwd() == os.environ["HOME"] == os.environ["TMPDIR"], [name for name in os.listdir() if name[0] != "."]]
+    import stat
+    said = []
+    for number in os.listdir("/proc/self/fd"):
+        if os.path.lexists(f"/proc/self/fd/{number}"):
+            state = os.fstat(int(number))
+            said += [] if stat.S_ISCHR(state.st_mode) else [[state.st_dev, state.st_ino]]
     """
-    opened, at_home, found = probed(pod, team, text)
-    # "ENOENT" is the listed folder itself, which is closed by then
-    assert opened == ["'/dev/null'", "'/memfd'", "'pipe'", "'pipe'", "'socket'", "ENOENT"]
-    assert at_home and all(name.startswith("torch") for name in found), "nothing but what libraries cache"
+    own = {(state.st_dev, state.st_ino): name for name, state in opened()}
+    shared = sorted(own[found] for found in map(tuple, probed(pod, team, text)) if found in own)
+    assert shared == ["/memfd", "pipe", "pipe"], "the bodies; and what it prints, twice"
+    text = 'said = [os.getcwd() == os.environ["HOME"] == os.environ["TMPDIR"], os.getcwd()]'
+    assert probed(pod, team, text) == [True, pod._process._parts.scratch]  # type: ignore[union-attr]
+    assert not list(Path(pod._process._parts.scratch).iterdir()), "nothing comes out of it"  # type: ignore[union-attr]
+
+
+def opened() -> Iterator[tuple[str, os.stat_result]]:
+    """What this process has open."""
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the folder itself, which is closed by then
+            yield str(path.readlink()).partition(":")[0], os.stat(path)
 
 
 def test_no_other_process_is_ended(pod: ConfinedSession, team: Team) -> None:
@@ -199,7 +212,8 @@ def test_what_is_written_is_limited(pod: ConfinedSession, team: Team) -> None:
             return sum(file.write(bytes({MIB})) for _ in range(pieces)) // {MIB}
     said = [tried(lambda: fill("giant", 64)), tried(lambda: [fill(f"small-{{number}}", 1) for number in range(64)])]
     for name in os.listdir():
-        os.remove(name)
+        if name.startswith(("giant", "small")):
+            os.remove(name)
     """
     assert probed(pod, team, text) in (["EFBIG", "ENOSPC"], ["ENOSPC", "ENOSPC"])
 

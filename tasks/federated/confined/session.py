@@ -123,7 +123,11 @@ class ConfinedSession(PodSession):
         self._common = (schema, preparation)
         if self._process is None:
             self._begin()
-        self._hand_over(schema, preparation)
+        try:
+            self._hand_over(schema, preparation)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def parameters(self) -> Parameters:
@@ -252,7 +256,7 @@ class ConfinedSession(PodSession):
         try:
             return self._process.ask(call, arguments, body, **named)
         except BaseException as error:
-            if not isinstance(error, ConfinedModelError) or error.met is not None or call in ("open", "prepare"):
+            if not isinstance(error, ConfinedModelError) or error.met is not None or call == "open":
                 self.close()
             raise
 
