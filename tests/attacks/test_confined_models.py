@@ -160,7 +160,7 @@ def test_nothing_of_the_pod_is_open_but_what_they_talk_through(pod: ConfinedSess
     """
     own = {(state.st_dev, state.st_ino): name for name, state in opened()}
     shared = sorted(own[found] for found in map(tuple, probed(pod, team, text)) if found in own)
-    assert shared == ["/memfd", "pipe", "pipe"], "the bodies; and what it prints, twice"
+    assert set(shared) == {"/memfd", "pipe"}, "the bodies, and what it prints"
     text = 'said = [os.getcwd() == os.environ["HOME"] == os.environ["TMPDIR"], os.getcwd()]'
     assert probed(pod, team, text) == [True, pod._process._parts.scratch]  # type: ignore[union-attr]
     assert not list(Path(pod._process._parts.scratch).iterdir()), "nothing comes out of it"  # type: ignore[union-attr]
