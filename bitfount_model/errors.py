@@ -10,6 +10,7 @@
     │   ├── ModelFileError          a model file does not import, or holds no (or several) model classes
     │   ├── SourceCodeError         a class whose source cannot be written as a module of its own
     │   ├── NotInitialisedError     a method was called before `initialise_model` (also a ValueError)
+    │   ├── ConfinedModelError      the user's own code raised in the process that a pod runs it in
     │   └── TrainingError           the user's own code raised, or training left finite numbers
     ├── ParameterError              names, shapes, dtypes or values of parameters do not fit (also a ValueError)
     │   └── WeightsFileError        a weights file is damaged, hostile, too large, or not a weights file
@@ -17,6 +18,7 @@
     ├── FederationError             modeller and pods do not come together
     │   ├── QuorumError             fewer pods gave a usable answer than the quorum; says why each of the others did not
     │   ├── PodError                a pod's step failed; the message is what its owner lets others read
+    │   ├── ConfinementError        the process that a pod runs a model in has ended, or says what it may not
     │   ├── ModellerGoneError       a pod has waited for its modeller in vain
     │   ├── SupersededError         another session of the same job has taken over
     │   └── PrivacyBudgetError      one more noisy update would go beyond what the pod's owner allows
@@ -85,6 +87,22 @@ class NotInitialisedError(ModelError, ValueError):
     """A method was called before `initialise_model`."""
 
 
+class ConfinedModelError(ModelError):
+    """The user's own code raised in the process that a pod runs it in; the message may hold values of rows.
+
+    Attributes:
+        kind: the name of the error's class, if it is one of Python's or of this project's.
+        met: the limit that it seems to have met, in words that hold no values; None for none.
+        transient: whether the same call may succeed in a moment.
+    """
+
+    def __init__(self, message: str, *, kind: str, met: str | None = None, transient: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.met = met
+        self.transient = transient
+
+
 class TrainingError(ModelError):
     """The user's own code raised in a step, or training left finite numbers."""
 
@@ -133,6 +151,10 @@ class PodError(FederationError):
         super().__init__(message)
         self.transient = transient
         self.plain = plain
+
+
+class ConfinementError(FederationError):
+    """The process that a pod runs a model in has ended, or says what it may not; the message holds no values of rows."""
 
 
 class ModellerGoneError(FederationError):

@@ -52,7 +52,7 @@ class Options:
         auto_eval: whether pods test the result of `fit` on their test rows.
         require_all_pods: whether a pod that does not join ends the job.
         aggregator: name of the server's optimiser, or a mapping of keys of a job's `federation` section.
-        secure_aggregation: not there yet; True is refused.
+        secure_aggregation: pods' updates are seen only in their sum; at least 3 pods.
         epochs_between_parameter_updates: of a round, for a model that counts in epochs.
         steps_between_parameter_updates: of a round, for a model that counts in steps.
         early_stopping: an `EarlyStopping`, or its arguments as a mapping.
@@ -175,11 +175,6 @@ def asked_of(
     """
     options = Options(**{name: value for name, value in keywords.items() if name in OPTIONS})
     given = {name: value for name, value in keywords.items() if name not in OPTIONS}
-    if options.secure_aggregation:
-        raise ConfigurationError(
-            "secure_aggregation=True: this version has no secure sums, so nothing was started; the modeller would see each"
-            " pod's update. Leave it out if that is agreed with the pods' owners"
-        )
     hyperparameters = hyperparameters_of(model, given)
     home = workspace_of(options).home
     name = type(model).__name__
@@ -284,7 +279,8 @@ def federation_of(options: Options) -> dict[str, Any]:
     """The job's section `federation`."""
     aggregator = options.aggregator
     section = {"optimiser": aggregator} if isinstance(aggregator, str) else dict(aggregator or {})
-    if twice := sorted({"early_stopping", "quorum", "deadline_seconds", "require_all_pods"} & section.keys()):
+    own = {"early_stopping", "quorum", "deadline_seconds", "require_all_pods", "secure_aggregation"}
+    if twice := sorted(own & section.keys()):
         raise ConfigurationError(f"aggregator: give {', '.join(twice)} as options of their own")
     stopping = options.early_stopping
     if isinstance(stopping, EarlyStopping):
@@ -295,6 +291,7 @@ def federation_of(options: Options) -> dict[str, Any]:
         "quorum": options.quorum,
         "deadline_seconds": options.deadline_seconds,
         "require_all_pods": options.require_all_pods,
+        "secure_aggregation": options.secure_aggregation,
     }
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bitfount_model.federation.job import NAME
 from flows.environment import quiet
 from flows.pod_log import pod_log
 from flows.settings import read_pod
+from tasks.federated.confined.session import open_confined
 from tasks.federated.exchange import Exchange
 from tasks.federated.pod_file import PodFile
 from tasks.federated.pod_worker import PodWorker
@@ -70,7 +71,17 @@ def pod(job_id: str) -> dict[str, Any]:
 
 def take_part(settings: PodFile, exchange: Exchange, follower: Follower) -> dict[str, Any]:
     """Does what is asked until the session is over."""
-    worker = PodWorker(settings.pod(), exchange, follower.session)
+    with closing(PodWorker(settings.pod(), exchange, follower.session, open_confined)) as worker:
+        return work_until_over(worker, settings, exchange, follower)
+
+
+def work_until_over(worker: PodWorker, settings: PodFile, exchange: Exchange, follower: Follower) -> dict[str, Any]:
+    """Gives the end of the session.
+
+    Raises:
+        PodError: the pod takes no part.
+        ModellerGoneError: the modeller gave no sign for too long.
+    """
 
     def look() -> dict[str, Any] | None:
         worker.session = follower.session

@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-
 from bitfount_model import Metric, codec
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
 from bitfount_model.weights_files import to_safetensors
+from tasks.batch_progress import BatchProgress
 from tasks.epochs import append_epoch
 from tasks.layout import EPOCHS
 from tasks.progress import tell
@@ -108,23 +107,3 @@ def validation_metrics(session: Session) -> dict[str, Metric]:
     if missing := [name for name in wanted if name not in known]:
         raise ConfigurationError(f"metrics: no {', '.join(missing)} for this problem; there are {', '.join(known)}")
     return {name: known[name] for name in wanted}
-
-
-class BatchProgress(pl.Callback):
-    """Tells how many batches of the fit are done, at most a hundred times an epoch."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Lightning's hook after each batch."""
-        batches = int(trainer.num_training_batches)
-        if batch_idx % max(1, batches // 100) == 0 or batch_idx + 1 == batches:
-            tell(
-                "batch",
-                {
-                    "epoch": trainer.current_epoch + 1,
-                    "epochs": trainer.max_epochs,
-                    "batch": batch_idx + 1,
-                    "batches": batches,
-                },
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bitfount_model.errors import BitfountError, PodError, StorageError, TrackingError
+from bitfount_model.errors import BitfountError, ConfinedModelError, PodError, StorageError, TrackingError
 
 TRANSIENT = (TrackingError, ConnectionError, TimeoutError)
 RETRIES = 3
@@ -22,7 +22,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed in a moment."""
-    if isinstance(error, PodError):  # its causes stay at the pod, which says what they were
+    if isinstance(
+        error, PodError | ConfinedModelError
+    ):  # their causes stay where they were, and they say what those were
         return error.transient
     for cause in causes(error):
         if isinstance(cause, TRANSIENT):

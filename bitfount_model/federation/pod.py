@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,6 +143,9 @@ class PodSession:
     Raises:
         ConfigurationError: the policy refuses the job (every reason is listed), or the source is another one.
         ModelFileError: the source does not hold the model class.
+
+    Attributes:
+        model_is_classifier: whether targets are categories.
     """
 
     def __init__(self, pod: Pod, job: FederatedJob, source_code: bytes, found_at: str = "model.py") -> None:
@@ -157,9 +160,10 @@ class PodSession:
             raise ConfigurationError(
                 f"pod {pod.name!r}: the model's source has sha256 {found[:16]}…, the job names {job.model_sha256[:16]}…"
             )
-        self._class = load_model_class(source_code, approval.class_name if approval else job.model_class)
+        self._class_name = approval.class_name if approval else job.model_class
         self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
+        self.model_is_classifier = self._load(source_code)
 
     def schema(self) -> BitfountSchema:
         """The columns that the job's model sees, their types and categories, for `merge_schemas`; the job's own, if it has one.
@@ -175,7 +179,7 @@ class PodSession:
         types = self._datastructure.force_stypes(self.pod.name if self._has_types_of_pods() else None)
         for kind, columns in self.job.types.items():
             types.setdefault(kind, []).extend(column for column in columns if column not in types[kind])
-        if issubclass(self._class, PyTorchClassifierMixIn):
+        if self.model_is_classifier:
             stated = {column for columns in types.values() for column in columns}
             types.setdefault("categorical", []).extend(t for t in self._datastructure.targets if t not in stated)
         schema = BitfountSchema(self.job.job_id)
@@ -247,6 +251,11 @@ class PodSession:
         """The names, shapes and dtypes that global parameters have; the values are those of the last call."""
         return self._ready().get_param_states()
 
+    @property
+    def trainable(self) -> Collection[str]:
+        """Names of the parameters that training may change."""
+        return trainable_names(self._ready())
+
     def fit(
         self,
         round_number: int,
@@ -308,15 +317,17 @@ class PodSession:
     def _protected(self, update: Update, private: _Private) -> Update:
         """What may leave of a private job's update; counted before it is made."""
         spent = private.ledger.spend(self.job.job_id, update.round_number, private.settings, private.budget)
-        delta = private_update(update.delta, trainable_names(self._ready()), private.settings)
+        delta = private_update(update.delta, self.trainable, private.settings)
         if private.budget.metrics_may_leave:
             return replace(update, delta=delta, spent=spent)
         return replace(update, delta=delta, metrics=MetricSums({}), train_loss=None, spent=spent)
 
     def evaluate(self, parameters: Parameters) -> MetricSums:
         """The test metrics of global parameters on the pod's test rows, as sums; empty where there are none that may leave."""
-        model, private = self._ready(), self._private()
-        if model.test_dl is None or (private is not None and not private.budget.metrics_may_leave):
+        if not self._metrics_may_leave():
+            return MetricSums({})
+        model = self._ready()
+        if model.test_dl is None:
             return MetricSums({})
         model.update_params(parameters)
         result = model.evaluate()
@@ -333,12 +344,24 @@ class PodSession:
         """
         if not self.pod.policy.predictions_may_leave:
             raise ConfigurationError(f"pod {self.pod.name!r} does not let predictions leave (predictions_may_leave)")
+        return self._predicted(parameters)
+
+    def _predicted(self, parameters: Parameters) -> PredictReturnType:
         model = self._ready()
         model.update_params(parameters)
         result = model.predict(self.pod.source)
         if not isinstance(result, PredictReturnType):
             raise ConfigurationError("predict on a pod's own rows gave no predictions")
         return result
+
+    def close(self) -> None:
+        """Lets go of the model; the next call builds it again."""
+        self._model = None
+
+    def _load(self, source_code: bytes) -> bool:
+        """Runs the model's source; says whether it is a classifier."""
+        self._class = load_model_class(source_code, self._class_name)
+        return issubclass(self._class, PyTorchClassifierMixIn)
 
     def _ready(self) -> PyTorchBitfountModel:
         if self._common is None:
@@ -354,12 +377,20 @@ class PodSession:
         # Rows that are only predicted need no target, and are not split.
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
-        if self.job.privacy is not None and self.job.rounds and (names := running_statistics(model.get_param_states())):
+        self._refuse_running_statistics(model.get_param_states())
+        return model
+
+    def _metrics_may_leave(self) -> bool:
+        private = self._private()
+        return private is None or private.budget.metrics_may_leave
+
+    def _refuse_running_statistics(self, parameters: Parameters) -> None:
+        """A private job's model keeps nothing of its batches that would leave without noise."""
+        if self.job.privacy is not None and self.job.rounds and (names := running_statistics(parameters)):
             raise ConfigurationError(
                 f"pod {self.pod.name!r}: the model keeps running statistics of its batches ({', '.join(names)}), which would"
                 " leave without noise; in a private job use GroupNorm or LayerNorm, or track_running_stats=False"
             )
-        return model
 
     def _private(self) -> _Private | None:
         """What a private job needs, all of which was there when the session opened; None where the job is not private."""

@@ -41,6 +41,8 @@ class PodPolicy:
         secure_aggregation: whether only jobs that see updates in their sum alone may train.
         modellers: public keys of those whose jobs run; "all" runs unsigned jobs too.
         privacy: what private jobs may spend, and whether there are others; None takes part in no private job.
+        allow_unconfined: whether models may run where the kernel does not let a deployed pod shut them off from network,
+            files and other processes; otherwise the pod refuses all jobs there.
     """
 
     columns: tuple[str, ...] | Literal["all"]
@@ -56,6 +58,7 @@ class PodPolicy:
     modellers: tuple[str, ...] | Literal["all"] = "all"
     secure_aggregation: bool = False
     privacy: PrivacyBudget | None = None
+    allow_unconfined: bool = False
 
 
 def policy_from_json(value: Any) -> PodPolicy:
@@ -263,6 +266,7 @@ class _PolicySchema(Schema):
     errors_may_leave = fields.Boolean(load_default=False)
     secure_aggregation = fields.Boolean(load_default=False)
     privacy = fields.Nested(_BudgetSchema, load_default=None, allow_none=True)
+    allow_unconfined = fields.Boolean(load_default=False)
 
     @post_load
     def make_policy(self, data: JSON, **_: Any) -> PodPolicy:

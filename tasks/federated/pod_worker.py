@@ -19,6 +19,8 @@ from prefect.utilities.timeout import timeout
 from bitfount_model.errors import (
     BitfountError,
     ConfigurationError,
+    ConfinedModelError,
+    ConfinementError,
     DivergedError,
     IntegrityError,
     ParameterError,
@@ -43,11 +45,11 @@ from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession, Rows, Update
 from bitfount_model.federation.signing import admitted
 from bitfount_model.reference import SOURCE_MODULE
+from tasks.batch_progress import BatchProgress
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
 from tasks.federated.messages import Joined, Start
 from tasks.federated.secure_messages import SecureMessages
 from tasks.federated.secure_part import KEYS, MASK, SHARES, UNMASK, SecurePart
-from tasks.fit import BatchProgress
 from tasks.progress import listening, tell
 from tasks.retries import is_transient
 from tasks.session import threads
@@ -64,6 +66,7 @@ Value = TypeVar("Value")
 # Their messages are made of settings, names, counts and shapes, never of values of rows.
 SPEAKABLE = (
     ConfigurationError,
+    ConfinementError,
     DivergedError,
     ParameterError,
     PrivacyBudgetError,
@@ -81,6 +84,10 @@ DOING = {
 """Steps whose names are no verbs."""
 
 
+OpenSession = Callable[[Pod, FederatedJob, bytes, str], PodSession]
+"""(pod, job, the model's source, where its owner finds that) -> a session that has checked them."""
+
+
 class TooLateError(TimeoutError):
     """A fit took longer than its round waits; doing it again would take as long."""
 
@@ -92,14 +99,16 @@ class PodWorker:
         pod: the pod.
         exchange: of the job.
         session: the modeller's, whose failures are this worker's to report.
+        open_session: where the model runs: in this process, or in one of its own.
 
     Attributes:
         session: the modeller's newest that is known; whoever drives the worker keeps it up to date.
         left: why the pod takes no part in the job; None while it does.
     """
 
-    def __init__(self, pod: Pod, exchange: Exchange, session: int) -> None:
+    def __init__(self, pod: Pod, exchange: Exchange, session: int, open_session: OpenSession = PodSession) -> None:
         self.pod = pod
+        self._open_session = open_session
         self.exchange = exchange
         self.session = session
         self.left: str | None = None
@@ -156,6 +165,11 @@ class PodWorker:
         if self._done == (round_phase(self._round), self.session):
             return False  # the modeller closes a round before it asks for anything else
         return self._apply(EVALUATION, self._evaluate_task) or self._apply(PREDICTION, self._predict_task)
+
+    def close(self) -> None:
+        """Lets go of the model, and of the process that it runs in."""
+        if self._pod_session is not None:
+            self._pod_session.close()
 
     def _get_ready(self) -> bool:
         start, pod = self.exchange.start(), self.pod.name
@@ -249,18 +263,26 @@ class PodWorker:
             raise ConfigurationError(f"there is no job in {self.exchange.url}")
         self._asked = asked[0]
         self._modeller = self._admitted(asked[0])
-        session = PodSession(self.pod, *asked, found_at=f"{self.exchange.url}/model.py")
-        with threads(session.job.threads):
-            joined = Joined(session.schema(), session.rows())
-        self._rows = joined.rows
-        self._note(JOINED, rows=joined.rows.train + joined.rows.validation + joined.rows.test)
+        session = self._open_session(self.pod, *asked, f"{self.exchange.url}/model.py")
+        try:
+            with threads(session.job.threads):
+                joined = Joined(session.schema(), session.rows())
+            self._rows = joined.rows
+            self._note(JOINED, rows=joined.rows.train + joined.rows.validation + joined.rows.test)
+            self._join(session, joined)
+        except BaseException:
+            session.close()
+            raise
+        self._pod_session = session
+
+    def _join(self, session: PodSession, joined: Joined) -> None:
+        pod = self.pod.name
         try:
             self.exchange.put_joined(pod, joined)
         except IntegrityError as error:
             raise ConfigurationError(
                 f"the rows of pod {pod!r} have changed since the job {session.job.job_id!r} began; start a new job for them"
             ) from error
-        self._pod_session = session
 
     def _admitted(self, job: FederatedJob) -> str | None:
         """The modeller's key, where the job is signed; a job of somebody whom the policy does not list goes no further."""
@@ -362,6 +384,8 @@ class PodWorker:
 
     def _reason(self, name: str, error: Exception) -> str:
         """What the modeller is told of an error."""
+        if isinstance(error, ConfinedModelError) and self.pod.policy.errors_may_leave:
+            return f"{self._failed_to(name)}: {error}"
         if self.pod.policy.errors_may_leave:
             return (
                 f"{self._failed_to(name)}: {type(error).__name__}: {error}\n"
@@ -375,6 +399,9 @@ class PodWorker:
     def _plain_reason(self, name: str, error: Exception, *, names_columns: bool) -> str:
         """What may be told of an error without a value of a row in it."""
         what = self._failed_to(name)
+        if isinstance(error, ConfinedModelError):
+            met = "" if error.met is None else f" (it seems to have met {error.met})"
+            return f"{what}: {error.kind} in the model or below it{met}; its text, which may hold values, is in the pod's own log"
         if isinstance(error, TooLateError):
             return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
         names_all_columns = isinstance(error, SchemaMismatchError) and names_columns

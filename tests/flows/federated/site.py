@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from tests.flows.conftest import command
 WAIT_SECONDS = 240
 
 MODEL = """\
+import os
 import time
 from pathlib import Path
 
@@ -56,7 +58,10 @@ class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
             return
         gate = Path(self.gate)
         name = f"{self._identifier}.{self.position // len(self.train_dataloader()) + 1}"
-        (gate / f"{name}.here").touch()
+        if (gate / f"{name}.here").exists():  # a pipe: all that a model that is shut off may write to
+            here = os.open(gate / f"{name}.here", os.O_RDWR)  # does not wait for a reader
+            os.write(here, b".")
+            os.close(here)
         if (gate / f"{name}.raise").exists():
             raise ValueError(f"cannot go on with the row of {self.read(self._data).iloc[0].to_dict()}")
         while (gate / f"{name}.hold").exists():
@@ -110,6 +115,26 @@ def wait_for(what: Callable[[], Any], said: str) -> Any:
     return found
 
 
+class Here:
+    """A pipe that a model writes to when it is at a place in its training.
+
+    Args:
+        path: where it is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        self._pipe: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def exists(self) -> bool:
+        """Whether it has written."""
+        if self._pipe is not None and select.select([self._pipe], [], [], 0)[0] and os.read(self._pipe, 1):
+            os.close(self._pipe)
+            self._pipe = None
+        return self._pipe is None
+
+
 @dataclass
 class Site:
     """Pods, a model and jobs below one folder.
@@ -151,10 +176,9 @@ class Site:
         }
         return write_yaml(self.folder / f"{name}.yaml", {**value, **sections})
 
-    def hold(self, pod: str, round_number: int) -> Path:
-        """The pod stops at the start of its training in a round; gives the file that says it is there."""
-        here = self.gate / f"{pod}.{round_number}.here"
-        here.unlink(missing_ok=True)
+    def hold(self, pod: str, round_number: int) -> Here:
+        """The pod stops at the start of its training in a round; gives what says that it is there."""
+        here = Here(self.gate / f"{pod}.{round_number}.here")
         (self.gate / f"{pod}.{round_number}.hold").touch()
         return here
 

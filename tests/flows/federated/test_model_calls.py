@@ -77,6 +77,15 @@ def test_the_same_job_id_goes_on_and_other_hyperparameters_make_another_job(
         build().fit(**options, job_id="mine", lr=0.02)
 
 
+def test_a_secure_sum_gives_the_plain_jobs_parameters(build: Build, options: dict[str, Any]) -> None:
+    plain, secure = build(), build()
+    plain.fit(**options, job_id="plain")
+    secure.fit(**options, job_id="secure", secure_aggregation=True)
+    found, wanted = secure.get_param_states(), plain.get_param_states()
+    for name, value in wanted.items():
+        assert (found[name].double() - value.double()).abs().max() <= 2**-25, name
+
+
 def test_settings_of_the_protocol_are_honoured(build: Build, options: dict[str, Any], home: Path) -> None:
     stopping = EarlyStopping("AUC", patience=1, minimum_change=10.0)
     build(epochs=6).fit(
@@ -94,7 +103,7 @@ def test_settings_of_the_protocol_are_honoured(build: Build, options: dict[str, 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"secure_aggregation": True}, "no secure sums"),
+        ({"secure_aggregation": True, "quorum": 2}, "a secure sum needs at least 3 of both"),
         ({"pretrained_fil": "w.pt"}, "Did you mean the option 'pretrained_file'"),
         ({"pod_identifiers": ["ann", "bob"]}, "the files in `pods` are of"),
         ({"steps_between_parameter_updates": 2}, "counts in epochs"),
