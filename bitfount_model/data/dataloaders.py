@@ -46,27 +46,38 @@ class Order:
 class BaseLoader(ABC):
     """Batches of one split. Iterating gives one epoch, and each iteration the next one.
 
-    Attributes:
+    Args:
         rows: number of rows.
         batch_size: rows of a batch; the last one of an epoch may have fewer.
-        targets: `(rows, ...)` tensor, in the table's order.
-        keys: one key a row in the table's order, or None where the data has none.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the orders; None draws one.
+
+    Attributes:
+        rows: number of rows.
+        batch_size: rows of a batch.
         epoch: number of the epoch that the next iteration gives.
+
+    Raises:
+        ConfigurationError: the batch size is not a positive integer.
     """
 
-    def __init__(
-        self, targets: Tensor, keys: list[Any] | None, batch_size: int, shuffle: bool = False, seed: int | None = None
-    ) -> None:
+    def __init__(self, rows: int, batch_size: int, shuffle: bool = False, seed: int | None = None) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigurationError(f"batch_size is {batch_size!r}, wanted an integer of at least 1")
-        if keys is not None and len(keys) != len(targets):
-            raise ConfigurationError(f"found {len(keys)} keys for {len(targets)} rows, wanted one a row")
-        self.rows = len(targets)
+        self.rows = rows
         self.batch_size = batch_size
-        self.targets = targets
-        self.keys = keys
         self.order = Order(seed, shuffle)
         self.epoch = 0
+
+    @property
+    @abstractmethod
+    def targets(self) -> Tensor:
+        """`(rows, ...)`, in the table's order."""
+
+    @property
+    @abstractmethod
+    def keys(self) -> list[Any] | None:
+        """One key a row in the table's order, or None where the data has none."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -93,7 +104,30 @@ class BaseLoader(ABC):
         """
 
 
-class TabularDataLoader(BaseLoader):
+class HeldLoader(BaseLoader):
+    """A loader that holds targets and keys in memory."""
+
+    def __init__(
+        self, targets: Tensor, keys: list[Any] | None, batch_size: int, shuffle: bool = False, seed: int | None = None
+    ) -> None:
+        super().__init__(len(targets), batch_size, shuffle, seed)
+        if keys is not None and len(keys) != len(targets):
+            raise ConfigurationError(f"found {len(keys)} keys for {len(targets)} rows, wanted one a row")
+        self._targets = targets
+        self._keys = keys
+
+    @property
+    def targets(self) -> Tensor:
+        """`(rows, ...)`, in the table's order."""
+        return self._targets
+
+    @property
+    def keys(self) -> list[Any] | None:
+        """One key a row in the table's order, or None where the data has none."""
+        return self._keys
+
+
+class TabularDataLoader(HeldLoader):
     """Batches of a table that is held as tensors. A batch is a copy, and may be changed by who receives it.
 
     Args:

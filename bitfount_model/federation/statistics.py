@@ -133,8 +133,7 @@ def merge_statistics(
         )
     return Preparation(
         continuous={
-            name: _merged(name, [sent.columns[name] for sent in statistics.values()])
-            for name in columns.continuous
+            name: _merged(name, [sent.columns[name] for sent in statistics.values()]) for name in columns.continuous
         },
         categorical={name: schema.column(name).categories for name in columns.categorical},
         encoding=datastructure.categorical_encoding,
