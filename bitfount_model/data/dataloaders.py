@@ -39,8 +39,13 @@ class Order:
         """Positions `(rows,)` int64 in the order of this epoch, or None for the table's own order."""
         if not self.shuffle:
             return None
-        words = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
-        return torch.randperm(rows, generator=torch.Generator().manual_seed(int(words[0]))).numpy()
+        return permutation(rows, self.seed, epoch)
+
+
+def permutation(rows: int, *seed: int) -> np.ndarray:
+    """Positions `(rows,)` int64 in an order that is made of the seed's numbers alone."""
+    words = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(int(words[0]))).numpy()
 
 
 class BaseLoader(ABC):

@@ -121,5 +121,5 @@ def _common(dtype: Any, values: pd.Series[Any]) -> Any:
     """The type that holds what two chunks of a column hold: pages of a database are typed one by one."""
     if dtype == values.dtype:
         return dtype
-    numbers = all(isinstance(each, np.dtype) and each.kind in "iuf" for each in (dtype, values.dtype))
-    return np.result_type(dtype, values.dtype) if numbers else np.dtype(object)
+    found = [each for each in (dtype, values.dtype) if isinstance(each, np.dtype) and each.kind in "iuf"]
+    return np.result_type(*found) if len(found) == 2 else np.dtype(object)
