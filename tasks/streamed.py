@@ -18,6 +18,8 @@ alike wherever it runs."""
 def is_streamed(job: LocalJob) -> bool:
     """Whether the job asks for it, or leaves it open and has very many rows that can be read in chunks.
 
+    A job that registers its model holds its rows unless it says otherwise: later rows are compared with a profile of them.
+
     Raises:
         DataSourceError: the rows cannot be read.
     """
@@ -25,7 +27,7 @@ def is_streamed(job: LocalJob) -> bool:
     if asked != "auto":
         return bool(asked)
     structure = DataStructure(**job.datastructure)
-    if structure.image_cols:
+    if structure.image_cols or job.register is not None:
         return False
     try:
         return source_of(job).held_bytes(structure.table_for(None), structure.query_for(None)) > STREAMED_BYTES

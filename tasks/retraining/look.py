@@ -116,7 +116,7 @@ def place_of(datastructure: Mapping[str, Any]) -> tuple[str | None, str | None]:
 def _read(path: Path) -> bytes:
     if not path.is_file():
         raise ModelFileError(
-            f"the champion has no {path.name}: it was trained over pods, or by an older version of this project. Train once with"
-            " --force, and the next retraining can look at the rows."
+            f"the champion has no {path.name}: it was trained over pods, on streamed rows, or by an older version of this project."
+            " Train once with --force, and the next retraining can look at the rows."
         )
     return path.read_bytes()
