@@ -98,6 +98,19 @@ class BaseLoader(ABC):
         """Choose the epoch that the next iteration gives."""
         self.epoch = epoch
 
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, int]]:
+        """The rows of batches `start` to `stop` (excluded), by their places in the epoch, so many as are gathered together.
+
+        Returns:
+            The rows of each block, and how many rows of memory to leave free before them: blocks lie at multiples of their size, so
+            that a batch has the same place in memory wherever the reading starts.
+        """
+        together = max(1, BLOCK_ROWS // self.batch_size)
+        for first in range(start - start % together, stop if start < stop else 0, together):
+            begin, end = max(first, start), min(first + together, stop)
+            rows = slice(begin * self.batch_size, min(end * self.batch_size, self.rows))
+            yield rows, (begin - first) * self.batch_size
+
     @abstractmethod
     def read_batches(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop` (excluded) of one epoch; other batches are not read.
@@ -170,12 +183,7 @@ class TabularDataLoader(HeldLoader):
     def read_batches(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop` (excluded) of one epoch; see `BaseLoader`."""
         order = self.order.of_epoch(epoch, self.rows)
-        together = max(1, BLOCK_ROWS // self.batch_size)
-        # Blocks lie at multiples of their size, so that a batch has the same place in memory wherever the reading starts.
-        for first in range(start - start % together, stop, together):
-            begin, end = max(first, start), min(first + together, stop)
-            rows = slice(begin * self.batch_size, min(end * self.batch_size, self.rows))
-            skipped = (begin - first) * self.batch_size
+        for rows, skipped in self.blocks(start, stop):
             block = [gather(values, order, rows, skipped) for values in (self.features, self.support, self.targets)]
             for x, support, y in zip(*(torch.split(values, self.batch_size) for values in block), strict=True):
                 yield [x, support], y

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitfount_model.data.dataloaders import BLOCK_ROWS, BaseLoader, Batch, permutation
+from bitfount_model.data.dataloaders import BaseLoader, Batch, permutation
 from bitfount_model.data.encoded_rows import Encoded, EncodedSplit
 
 BLOCK_BYTES = 1 << 18
@@ -96,12 +96,8 @@ class StreamedDataLoader(BaseLoader):
     def read_batches(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop` (excluded) of one epoch; windows before them are not read."""
         window = Window(self._split, self._windows_of(epoch), self._seed_of(epoch))
-        together = max(1, BLOCK_ROWS // self.batch_size)
-        # As in `TabularDataLoader`: a batch has the same place in memory wherever the reading starts.
-        for first in range(start - start % together, stop, together):
-            begin, end = max(first, start), min(first + together, stop)
-            rows = range(begin * self.batch_size, min(end * self.batch_size, self.rows))
-            block = window.gather(rows, skipped=(begin - first) * self.batch_size)
+        for rows, skipped in self.blocks(start, stop):
+            block = window.gather(rows, skipped)
             for x, support, y in zip(*(torch.split(values, self.batch_size) for values in block), strict=True):
                 yield [x, support], y
 
@@ -131,7 +127,7 @@ class Window:
         self._rows: Encoded | None = None
         self._order: np.ndarray | None = None
 
-    def gather(self, rows: range, skipped: int) -> list[Tensor]:
+    def gather(self, rows: slice, skipped: int) -> list[Tensor]:
         """Rows by their places in the epoch, as new tensors.
 
         Args:
@@ -141,8 +137,9 @@ class Window:
         Returns:
             Features, support and targets.
         """
+        count = rows.stop - rows.start
         made = [
-            torch.empty((skipped + len(rows), *like.shape[1:]), dtype=torch.from_numpy(like).dtype)[skipped:]
+            torch.empty((skipped + count, *like.shape[1:]), dtype=torch.from_numpy(like).dtype)[skipped:]
             for like in self._split.empty(0).arrays()
         ]
         place = rows.start
