@@ -20,7 +20,7 @@ from tasks import streamed
 from tasks.evaluate import evaluate_job
 from tasks.fit import train
 from tasks.initialise import initialise
-from tasks.job import JobError, LocalJob, check_job
+from tasks.job import JobError, LocalJob, check_job, to_json
 from tasks.package import package_job
 from tasks.registered import PROFILE, ROWS
 from tasks.session import open_session
@@ -111,7 +111,7 @@ with listening(say):
 
 
 def process(store: Path, asked: LocalJob) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", PROGRAM, str(store), json.dumps(vars(asked))]
+    arguments = [sys.executable, "-c", PROGRAM, str(store), json.dumps(to_json(asked))]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -211,8 +211,8 @@ def test_left_open_it_depends_on_the_rows_alone(folder: Path, monkeypatch: pytes
         ({"csv": str(folder / "none.csv")}, 0),
     ]
     for data, size in sources:
-        for limit in (size - 1, size):
-            monkeypatch.setattr(streamed, "STREAMED_BYTES", limit if size else 0)
+        for limit in (size - 1, size) if size else (0,):
+            monkeypatch.setattr(streamed, "STREAMED_BYTES", limit)
             assert is_streamed(job(folder, data=data)) is (limit < size), data
 
 
