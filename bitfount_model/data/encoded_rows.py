@@ -18,6 +18,7 @@ import pandas as pd
 from bitfount_model.errors import DataError, IntegrityError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 ARRAYS = ("features", "support", "targets")
@@ -106,7 +107,7 @@ class SplitWriter:
         import pyarrow.parquet as pq
 
         try:
-            values = pa.Array.from_pandas(keys)
+            values = _as_arrow(keys)
             if self._keys is None:
                 self._keys = pq.ParquetWriter(self._keys_path, pa.schema([(KEY_COLUMN, values.type)]))
             self._keys.write_table(pa.table({KEY_COLUMN: values.cast(self._keys.schema.field(0).type)}))
@@ -204,6 +205,16 @@ def _shape_of(path: Path) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
     if found != wanted:
         raise _damaged(path, f"it has {found} bytes, wanted {wanted}")
     return offset, shape, dtype
+
+
+def _as_arrow(keys: pd.Index[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    if not isinstance(keys, pd.DatetimeIndex) or keys.tz is None:
+        return pa.array(keys, from_pandas=True)
+    # Arrow's own way through `values` drops the zone, which pandas warns of.
+    plain = pa.array(keys.tz_convert(None), from_pandas=True)
+    return plain.cast(pa.timestamp(plain.type.unit, tz=str(keys.tz)))
 
 
 def _as_bytes(values: np.ndarray) -> np.ndarray:
