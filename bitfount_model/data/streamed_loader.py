@@ -147,13 +147,16 @@ class Window:
             number = int(np.searchsorted(self._ends, place, side="right"))
             begin, end = int(self._ends[number - 1]) if number else 0, int(self._ends[number])
             upto = min(rows.stop, end)
-            values, order = self._moved_to(number)
-            chosen = order[place - begin : upto - begin]
-            for target, source in zip(made, values.arrays(), strict=True):
-                part = target[place - rows.start : upto - rows.start].numpy()
-                np.take(source, chosen, axis=0, out=part, mode="clip")
+            parts = [values[place - rows.start : upto - rows.start].numpy() for values in made]
+            self._copy(number, slice(place - begin, upto - begin), parts)
             place = upto
         return made
+
+    def _copy(self, number: int, places: slice, parts: list[np.ndarray]) -> None:
+        """Rows of a window, by their places in its order, into arrays."""
+        held, order = self._moved_to(number)
+        for part, values in zip(parts, held.arrays(), strict=True):
+            np.take(values, order[places], axis=0, out=part, mode="clip")
 
     def _moved_to(self, number: int) -> tuple[Encoded, np.ndarray]:
         """The rows of a window, and their order."""
