@@ -25,11 +25,14 @@ from bitfount_model.data import (
     BitfountSchema,
     DatasetSplitter,
     DataStructure,
+    Loaders,
     PercentageSplitter,
     Preparation,
+    StreamedTable,
     datastructure,
     make_loaders,
     make_prediction_loader,
+    make_streamed_loaders,
     schema,
 )
 from bitfount_model.epoch_end_hooks import LegacyEpochEndMixIn, rows_of_each
@@ -92,6 +95,9 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
 
     num_workers: int = 0
     """Processes that decode images; tables need none."""
+
+    rows_folder: Path | None = None
+    """A folder in which encoded rows are kept on disk, for tables larger than memory; None holds them in memory."""
 
     train_dl: Iterable[Any] | None
     problem: Problem
@@ -219,7 +225,26 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             self.metrics = MetricCollection.create_from_model(self)
 
     def _load(self, data: BaseSource) -> None:
-        loaders = make_loaders(
+        loaders = self._held(data) if self.rows_folder is None else self._streamed(data, self.rows_folder)
+        self.train_dl, self.validation_dl, self.test_dl = loaders.train, loaders.validation, loaders.test
+        self.preparation = loaders.preparation
+        self._data = data
+        self.position = 0
+
+    def _streamed(self, data: BaseSource, folder: Path) -> Loaders:
+        return make_streamed_loaders(
+            StreamedTable(data, self.datastructure, self._identifier),
+            folder,
+            schema=self.schema,
+            splitter=self.datastructure.data_splitter,
+            problem=self.problem,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            preparation=self.preparation,
+        )
+
+    def _held(self, data: BaseSource) -> Loaders:
+        return make_loaders(
             self.read(data),
             schema=self.schema,
             datastructure=self.datastructure,
@@ -230,10 +255,6 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             preparation=self.preparation,
             num_workers=self.num_workers,
         )
-        self.train_dl, self.validation_dl, self.test_dl = loaders.train, loaders.validation, loaders.test
-        self.preparation = loaders.preparation
-        self._data = data
-        self.position = 0
 
     def adopt(self, schema: BitfountSchema, preparation: Preparation, parameters: Parameters) -> None:
         """Takes over what training elsewhere gave; rows that the model was initialised with are let go.

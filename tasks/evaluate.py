@@ -15,6 +15,7 @@ from tasks.results import prediction_table, to_parquet
 from tasks.session import Session, open_session, require, threads, user_code
 from tasks.step import reference, step
 from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.streamed import forget_rows
 
 
 @step("evaluate")
@@ -45,14 +46,18 @@ def evaluate_job(store: Store) -> Manifest:
 
     Without test rows the metrics are empty.
     """
-    if done := read_manifest(store, "evaluate"):
-        return done
-    session = open_trained(store)
+    done = read_manifest(store, "evaluate") or evaluated(open_trained(store))
+    forget_rows(store)  # no later step needs those of a job that streams them
+    return done
+
+
+def evaluated(session: Session) -> Manifest:
+    """Applies an open session's trained model to its test rows and keeps what comes out."""
     if session.model.test_dl is None:
-        return write_manifest(store, Manifest("evaluate", {}, {"metrics": {}, "rows": 0}))
+        return write_manifest(session.store, Manifest("evaluate", {}, {"metrics": {}, "rows": 0}))
     with threads(session.job.training["threads"]), user_code(session.store, session.job):
         result = session.model.evaluate()
-    return write_manifest(store, Manifest("evaluate", *kept(session, result)))
+    return write_manifest(session.store, Manifest("evaluate", *kept(session, result)))
 
 
 def kept(session: Session, result: EvaluateReturnType | dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:

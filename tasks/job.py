@@ -15,11 +15,13 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates, validates_schema
 
 from bitfount_model.data import (
+    BaseSource,
     DatasetSplitter,
     DataStructure,
     PercentageSplitter,
     SplitterDefinedInData,
     literal_secrets,
+    source_from_config,
 )
 from bitfount_model.errors import ConfigurationError
 
@@ -54,7 +56,7 @@ class LocalJob:
         name: what people call it; the MLflow run's name.
         experiment: the MLflow experiment.
         model: `{"file" | "reference", "version", "class", "hyperparameters"}`.
-        data: `{"csv" | "parquet" | "sql" | "sklearn": ..., "key": column}`.
+        data: `{"csv" | "parquet" | "sql" | "sklearn": ..., "key": column, "stream": true, false or "auto"}`.
         datastructure: arguments of `DataStructure`.
         schema: `{"file": YAML file}` or `{"types": semantic type -> columns}`.
         splitter: `{"percentage" | "defined_in_data": arguments}`.
@@ -155,6 +157,12 @@ class SourceSection(StrictSchema):
             raise ValidationError("only a csv source takes these", "read_csv_kwargs")
 
 
+class JobSourceSection(SourceSection):
+    """Where a job's own rows come from, and whether they are held in memory."""
+
+    stream = fields.Raw(validate=validate.OneOf([True, False, "auto"], error="must be true, false or auto"))
+
+
 class SchemaSection(StrictSchema):
     """The columns' types: a file, or what differs from the inferred types."""
 
@@ -225,7 +233,7 @@ class JobSchema(StrictSchema):
     name = fields.String(required=True, validate=is_name)
     experiment = fields.String(load_default="bitfount-flows", validate=validate.Length(min=1))
     model = fields.Nested(ModelSection, required=True)
-    data = fields.Nested(SourceSection, required=True)
+    data = fields.Nested(JobSourceSection, required=True)
     datastructure = fields.Nested(
         StrictSchema.from_dict(dict(DataStructure.fields_dict), name="DataStructureSection"),
         required=True,
@@ -297,6 +305,11 @@ def to_json(job: LocalJob) -> JSON:
     """The job as `check_job` takes it."""
     dumped: JSON = JobSchema().dump(asdict(job))
     return {key: value for key, value in dumped.items() if value is not None}
+
+
+def source_of(job: LocalJob) -> BaseSource:
+    """Where the job's rows are."""
+    return source_from_config({key: value for key, value in job.data.items() if key != "stream"})
 
 
 def splitter_of(job: LocalJob) -> DatasetSplitter:

@@ -66,7 +66,8 @@ def package_job(store: Store) -> Manifest:
         for name, content in model_files(store).items():
             (folder / name).write_bytes(content)
         made = servable_files(registered.open_model(folder), folder, require(store, "fit").values["weights_sha256"])
-    if "rows_by_pod" not in require(store, "initialise").values:
+    began = require(store, "initialise").values
+    if "rows_by_pod" not in began and not began.get("streamed"):
         made |= rows_files(store)
     files = {name: store.put(f"package/{name}", content) for name, content in made.items()}
     return write_manifest(store, Manifest("package", files, {}))
@@ -103,7 +104,7 @@ def description(store: Store) -> dict[str, Any]:
 
 
 def rows_files(store: Store) -> dict[str, bytes]:
-    """What later rows are compared with, by name: see `tasks.registered.PROFILE`.
+    """What later rows are compared with, of rows that are held in memory, by name: see `tasks.registered.PROFILE`.
 
     Digests are of features and targets. Those of the rows that the model has learned from, or was chosen by, are apart.
     """

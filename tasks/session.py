@@ -15,8 +15,9 @@ import torch
 from bitfount_model import BaseSource, BitfountModelReference, BitfountSchema, DataStructure, PyTorchBitfountModel
 from bitfount_model.data import digest, source_from_config
 from bitfount_model.errors import BitfountError, ConfigurationError, DataError, StorageError, TrainingError
-from tasks.job import LocalJob, check_job, splitter_of
+from tasks.job import LocalJob, check_job, source_of, splitter_of
 from tasks.store import Manifest, Store, local_path, read_file, read_manifest
+from tasks.streamed import rows_folder, streamed_digest
 
 MODEL_FILE = "model.py"
 """The model's source among a job's artifacts."""
@@ -65,15 +66,17 @@ def open_session(store: Store, data: Mapping[str, Any] | None = None) -> Session
     """
     manifest = require(store, "initialise")
     job = kept_job(json.loads(read_file(store, manifest, "job")), data)
-    source = source_from_config(job.data if data is None else data)
+    source = source_of(job) if data is None else source_from_config(data)
+    streamed = data is None and bool(manifest.values.get("streamed"))
     with user_code(store, job):
         model = build_model(job, store, manifest)
         if data is None:
+            model.rows_folder = rows_folder(store) if streamed else None
             model.initialise_model(source, splitter_of(job))
         else:
             model.initialise_model(data_splitter=splitter_of(job))
     if data is None:
-        found = digest(model.read(source))
+        found = streamed_digest(store) if streamed else digest(model.read(source))
         if found != manifest.values["data_digest"]:
             raise DataError(
                 f"the rows of {source!r} have changed since the job {manifest.values['job_id']} began: their digest is"

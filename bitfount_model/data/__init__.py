@@ -21,6 +21,8 @@ from bitfount_model.data.sources import (
     source_from_config,
 )
 from bitfount_model.data.splitters import DatasetSplitter, PercentageSplitter, SplitterDefinedInData
+from bitfount_model.data.streamed_loader import StreamedDataLoader
+from bitfount_model.data.streaming import StreamedTable, kept_rows, make_streamed_loaders
 
 __all__ = [
     "BaseLoader",
@@ -44,6 +46,8 @@ __all__ = [
     "SklearnSource",
     "SplitterDefinedInData",
     "StepLoader",
+    "StreamedDataLoader",
+    "StreamedTable",
     "TableProfile",
     "TabularDataLoader",
     "digest",
@@ -52,9 +56,11 @@ __all__ = [
     "encode_support",
     "encode_target",
     "fit_preparation",
+    "kept_rows",
     "literal_secrets",
     "make_loaders",
     "make_prediction_loader",
+    "make_streamed_loaders",
     "profile_of",
     "row_digests",
     "source_from_config",

@@ -11,6 +11,9 @@ import pandas as pd
 from bitfount_model.data.names import repeated, suggestion
 from bitfount_model.errors import ConfigurationError, DataSourceError
 
+CELL_BYTES = 8
+"""Of a number in a pandas table."""
+
 
 class BaseSource(ABC):
     """One place that rows can be read from.
@@ -76,6 +79,17 @@ class BaseSource(ABC):
         """
         self._refuse_query(query)
         return self._count(table, query)
+
+    def held_bytes(self, table: str | None = None, query: str | None = None) -> int:
+        """About how many bytes the rows of `read` take, as far as can be told without reading them: 8 a cell, or a CSV file's own.
+
+        Returns:
+            0 where they are in memory anyway, and where they cannot be read in chunks.
+
+        Raises:
+            DataSourceError: the source cannot be read.
+        """
+        return 0
 
     def state(self) -> dict[str, Any]:
         """What changes when the rows do, as far as it can be told without reading them; plain JSON, the same while they stay."""

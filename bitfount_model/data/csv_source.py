@@ -69,6 +69,10 @@ class CSVSource(BaseSource):
         """Size and time of the last change."""
         return file_state(self.path)
 
+    def held_bytes(self, table: str | None = None, query: str | None = None) -> int:
+        """The file's size."""
+        return 0 if _NOT_IN_CHUNKS & self.read_csv_kwargs.keys() else int(self.state()["size"])
+
     def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
         with self._readable():
             frame: pd.DataFrame = pd.read_csv(self.path, **self._options())

@@ -39,34 +39,50 @@ class Order:
         """Positions `(rows,)` int64 in the order of this epoch, or None for the table's own order."""
         if not self.shuffle:
             return None
-        words = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
-        return torch.randperm(rows, generator=torch.Generator().manual_seed(int(words[0]))).numpy()
+        return permutation(rows, self.seed, epoch)
+
+
+def permutation(rows: int, *seed: int) -> np.ndarray:
+    """Positions `(rows,)` int64 in an order that is made of the seed's numbers alone."""
+    words = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(int(words[0]))).numpy()
 
 
 class BaseLoader(ABC):
     """Batches of one split. Iterating gives one epoch, and each iteration the next one.
 
-    Attributes:
+    Args:
         rows: number of rows.
         batch_size: rows of a batch; the last one of an epoch may have fewer.
-        targets: `(rows, ...)` tensor, in the table's order.
-        keys: one key a row in the table's order, or None where the data has none.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the orders; None draws one.
+
+    Attributes:
+        rows: number of rows.
+        batch_size: rows of a batch.
         epoch: number of the epoch that the next iteration gives.
+
+    Raises:
+        ConfigurationError: the batch size is not a positive integer.
     """
 
-    def __init__(
-        self, targets: Tensor, keys: list[Any] | None, batch_size: int, shuffle: bool = False, seed: int | None = None
-    ) -> None:
+    def __init__(self, rows: int, batch_size: int, shuffle: bool = False, seed: int | None = None) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigurationError(f"batch_size is {batch_size!r}, wanted an integer of at least 1")
-        if keys is not None and len(keys) != len(targets):
-            raise ConfigurationError(f"found {len(keys)} keys for {len(targets)} rows, wanted one a row")
-        self.rows = len(targets)
+        self.rows = rows
         self.batch_size = batch_size
-        self.targets = targets
-        self.keys = keys
         self.order = Order(seed, shuffle)
         self.epoch = 0
+
+    @property
+    @abstractmethod
+    def targets(self) -> Tensor:
+        """`(rows, ...)`, in the table's order."""
+
+    @property
+    @abstractmethod
+    def keys(self) -> list[Any] | None:
+        """One key a row in the table's order, or None where the data has none."""
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -82,6 +98,19 @@ class BaseLoader(ABC):
         """Choose the epoch that the next iteration gives."""
         self.epoch = epoch
 
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, int]]:
+        """The rows of batches `start` to `stop` (excluded), by their places in the epoch, so many as are gathered together.
+
+        Returns:
+            The rows of each block, and how many rows of memory to leave free before them: blocks lie at multiples of their size, so
+            that a batch has the same place in memory wherever the reading starts.
+        """
+        together = max(1, BLOCK_ROWS // self.batch_size)
+        for first in range(start - start % together, stop if start < stop else 0, together):
+            begin, end = max(first, start), min(first + together, stop)
+            rows = slice(begin * self.batch_size, min(end * self.batch_size, self.rows))
+            yield rows, (begin - first) * self.batch_size
+
     @abstractmethod
     def read_batches(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop` (excluded) of one epoch; other batches are not read.
@@ -93,7 +122,30 @@ class BaseLoader(ABC):
         """
 
 
-class TabularDataLoader(BaseLoader):
+class HeldLoader(BaseLoader):
+    """A loader that holds targets and keys in memory."""
+
+    def __init__(
+        self, targets: Tensor, keys: list[Any] | None, batch_size: int, shuffle: bool = False, seed: int | None = None
+    ) -> None:
+        super().__init__(len(targets), batch_size, shuffle, seed)
+        if keys is not None and len(keys) != len(targets):
+            raise ConfigurationError(f"found {len(keys)} keys for {len(targets)} rows, wanted one a row")
+        self._targets = targets
+        self._keys = keys
+
+    @property
+    def targets(self) -> Tensor:
+        """`(rows, ...)`, in the table's order."""
+        return self._targets
+
+    @property
+    def keys(self) -> list[Any] | None:
+        """One key a row in the table's order, or None where the data has none."""
+        return self._keys
+
+
+class TabularDataLoader(HeldLoader):
     """Batches of a table that is held as tensors. A batch is a copy, and may be changed by who receives it.
 
     Args:
@@ -131,12 +183,7 @@ class TabularDataLoader(BaseLoader):
     def read_batches(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` to `stop` (excluded) of one epoch; see `BaseLoader`."""
         order = self.order.of_epoch(epoch, self.rows)
-        together = max(1, BLOCK_ROWS // self.batch_size)
-        # Blocks lie at multiples of their size, so that a batch has the same place in memory wherever the reading starts.
-        for first in range(start - start % together, stop, together):
-            begin, end = max(first, start), min(first + together, stop)
-            rows = slice(begin * self.batch_size, min(end * self.batch_size, self.rows))
-            skipped = (begin - first) * self.batch_size
+        for rows, skipped in self.blocks(start, stop):
             block = [gather(values, order, rows, skipped) for values in (self.features, self.support, self.targets)]
             for x, support, y in zip(*(torch.split(values, self.batch_size) for values in block), strict=True):
                 yield [x, support], y

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bitfount_model.data.dataloaders import BaseLoader, Batch
+from bitfount_model.data.dataloaders import Batch, HeldLoader
 from bitfount_model.data.images import Transformation, read_image
 from bitfount_model.errors import ConfigurationError, DataError
 
 
-class ImageDataLoader(BaseLoader):
+class ImageDataLoader(HeldLoader):
     """Batches of a table with image columns; images are read from their files batch by batch.
 
     Random transformations depend on (seed, epoch, row) alone, so neither the number of workers nor where an iteration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def distinct_values(column: pd.Series[Any]) -> tuple[np.ndarray, list[Any]]:
     found = np.asarray(distinct).tolist() if not isinstance(distinct, pd.DatetimeIndex) else list(distinct)
     # of all values, as in a mixed column one of True and 1 stands for both
     only_booleans = pd.api.types.infer_dtype(values, skipna=True) == "boolean"
-    plain = found if only_booleans else [_plain(value) for value in found]
+    plain = found if only_booleans else [plain_value(value) for value in found]
     return codes.astype(np.int64), plain
 
 
@@ -78,7 +78,8 @@ _FAMILIES: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A value as an int, float or str: what stands for it among categories."""
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -105,12 +106,9 @@ def describe_column(name: str, values: pd.Series[Any], forced: SemanticType | No
 
 def infer_semantic_type(values: pd.Series[Any]) -> SemanticType:
     """The semantic type that a column's dtype, and of text the number of distinct values, speak for."""
-    types = pd.api.types
-    if types.is_bool_dtype(values.dtype):
-        return SemanticType.CATEGORICAL
-    numeric = types.is_numeric_dtype(values.dtype) and not types.is_complex_dtype(values.dtype)
-    if numeric or types.is_datetime64_any_dtype(values.dtype) or types.is_timedelta64_dtype(values.dtype):
-        return SemanticType.CONTINUOUS
+    kind = semantic_type_of_dtype(values.dtype)
+    if kind is not None:
+        return kind
     if value_family(values) == "string":
         distinct = values.nunique()
         if distinct > TEXT_MIN_DISTINCT and distinct > len(values) / 2:
@@ -118,8 +116,31 @@ def infer_semantic_type(values: pd.Series[Any]) -> SemanticType:
     return SemanticType.CATEGORICAL
 
 
+def semantic_type_of_dtype(dtype: Any) -> SemanticType | None:
+    """The semantic type that a dtype alone speaks for; None where it depends on the values."""
+    types = pd.api.types
+    if types.is_bool_dtype(dtype):
+        return SemanticType.CATEGORICAL
+    numeric = types.is_numeric_dtype(dtype) and not types.is_complex_dtype(dtype)
+    if numeric or types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype):
+        return SemanticType.CONTINUOUS
+    return None
+
+
 def _categories(name: str, values: pd.Series[Any]) -> tuple[Any, ...]:
-    distinct = set(distinct_values(values)[1])
+    return checked_categories(name, set(distinct_values(values)[1]))
+
+
+def checked_categories(name: str, distinct: Collection[Any]) -> tuple[Any, ...]:
+    """The plain values of a column as categories, in the order of their codes.
+
+    Args:
+        name: the column's.
+        distinct: plain values, all different.
+
+    Raises:
+        DataError: infinity is among them.
+    """
     if any(isinstance(value, float) and math.isinf(value) for value in distinct):
         raise DataError(f"column {name!r} holds infinity, which cannot be a category; clean the column")
     return tuple(sorted(distinct, key=_category_order))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bitfount_model.data.base_source import BaseSource, refuse_bad_keys, require_key, with_plain_names
+from bitfount_model.data.base_source import CELL_BYTES, BaseSource, refuse_bad_keys, require_key, with_plain_names
 from bitfount_model.data.keys import repeated_keys
 from bitfount_model.data.source_files import SURVEY_ROWS, file_state, require_file
 from bitfount_model.errors import DataSourceError
@@ -46,6 +46,13 @@ class ParquetSource(BaseSource):
             return file_state(self.path)
         files = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name[0] not in "._")
         return {str(path.relative_to(self.path)): file_state(path) for path in files}
+
+    def held_bytes(self, table: str | None = None, query: str | None = None) -> int:
+        """8 bytes a cell."""
+        with self._readable():
+            file = ParquetRows(self.path)
+            cells: int = file.rows * len(file.schema.names)
+            return CELL_BYTES * cells
 
     def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
         with self._readable():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from bitfount_model.data.base_source import BaseSource
 from bitfount_model.data.columns import Column, ColumnSchema, SemanticType
 from bitfount_model.data.inference import describe_column, value_family
 from bitfount_model.data.names import repeated, require_columns, suggestion
+from bitfount_model.data.survey import surveyed_columns
 from bitfount_model.errors import ConfigurationError, SchemaMismatchError, SerializationError
 from bitfount_model.files import write_atomically
 from bitfount_model.types import JSON
@@ -93,6 +95,26 @@ class BitfountSchema:
             for position, name in enumerate(names)
             if name not in self.ignored
         }
+
+    def generate_from_chunks(
+        self, chunks: Iterable[pd.DataFrame], force_stypes: Mapping[str | SemanticType, Sequence[str]] | None = None
+    ) -> None:
+        """`generate_full_schema` of a table that comes in chunks and is never held as a whole.
+
+        Args:
+            chunks: at least one, as `BaseSource.read_chunks` gives them.
+            force_stypes: as for `generate_full_schema`.
+
+        Raises:
+            SchemaMismatchError, ConfigurationError, DataError: as `generate_full_schema`, and for a categorical column of more
+                than a million values.
+        """
+        rest = iter(chunks)
+        first = next(rest)
+        forced = _forced_types(force_stypes or {})
+        require_columns(list(forced), [str(name) for name in first.columns], "force_stypes and ignore_cols")
+        self.ignored = ()
+        self._columns = {column.name: column for column in surveyed_columns(chain([first], rest), forced)}
 
     @property
     def columns(self) -> tuple[Column, ...]:

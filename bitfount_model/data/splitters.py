@@ -43,6 +43,16 @@ class DatasetSplitter(ABC):
         """Whether `split` wants the rows' classes as `stratify`."""
         return False
 
+    @property
+    def columns_read(self) -> tuple[str, ...] | None:
+        """Columns that `split` looks at, beside `stratify`; None where it may look at all, so that it needs the whole table."""
+        return None
+
+    @property
+    def splits_row_by_row(self) -> bool:
+        """Whether the part of a row depends on that row alone, so that chunks of a table can be split one by one."""
+        return False
+
     @abstractmethod
     def split(self, frame: pd.DataFrame, seed: int | None = None, stratify: np.ndarray | None = None) -> SplitIndices:
         """Split the rows of a table.
@@ -125,6 +135,11 @@ class PercentageSplitter(DatasetSplitter):
         """Whether `split` wants the rows' classes as `stratify`."""
         return self.stratify
 
+    @property
+    def columns_read(self) -> tuple[str, ...] | None:
+        """The column of times, if any."""
+        return () if self.time_series_sort_by is None else (self.time_series_sort_by,)
+
     def split(self, frame: pd.DataFrame, seed: int | None = None, stratify: np.ndarray | None = None) -> SplitIndices:
         """Split the rows by the shares; see the class for sizes and order.
 
@@ -196,6 +211,16 @@ class SplitterDefinedInData(DatasetSplitter):
     def label_columns(self) -> tuple[str, ...]:
         """The column that holds the parts' labels."""
         return (self.column_name,)
+
+    @property
+    def columns_read(self) -> tuple[str, ...] | None:
+        """The column that holds the parts' labels."""
+        return (self.column_name,)
+
+    @property
+    def splits_row_by_row(self) -> bool:
+        """The label of a row says it."""
+        return True
 
     def split(self, frame: pd.DataFrame, seed: int | None = None, stratify: np.ndarray | None = None) -> SplitIndices:
         """Split the rows by their label; `seed` and `stratify` are not used.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bitfount_model.data.base_source import BaseSource, refuse_repeated, with_plain_names
+from bitfount_model.data.base_source import CELL_BYTES, BaseSource, refuse_repeated, with_plain_names
 from bitfount_model.data.database_url import masked_url, parsed_url, resolved_url, without_secrets
 from bitfount_model.data.sql_pages import find_table, pages_of, primary_key, relation_of
 from bitfount_model.errors import ConfigurationError, DataSourceError
@@ -58,6 +58,18 @@ class SQLSource(BaseSource):
         return {"kind": "sql", "url": masked_url(self._url)} | {
             name: text for name, text in what.items() if text is not None
         }
+
+    def held_bytes(self, table: str | None = None, query: str | None = None) -> int:
+        """8 bytes a cell; 0 where no key orders the rows."""
+        table, query = self._asked(table, query)
+        with _reading(resolved_url(self._url)) as connection:
+            if self.key is None and (query is not None or not self._has_pages(connection, table)):
+                return 0
+            relation = relation_of(connection, table, query, repr(self))
+            return CELL_BYTES * relation.count(connection) * len(relation.columns(connection))
+
+    def _has_pages(self, connection: Connection, table: str | None) -> bool:
+        return len(primary_key(connection, *find_table(connection, table, repr(self)))) == 1
 
     def _load(self, table: str | None, query: str | None) -> pd.DataFrame:
         table, query = self._asked(table, query)

@@ -17,17 +17,17 @@ own `Preparation` instead, and then nothing of this is sent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
 from bitfount_model.arguments import check_positive
 from bitfount_model.data.datastructure import DataStructure
+from bitfount_model.data.moments import Moments, mean_and_scale
 from bitfount_model.data.preparation import Preparation, column_numbers
 from bitfount_model.data.schema import BitfountSchema
 from bitfount_model.errors import ConfigurationError, DataError, SerializationError, TooFewRowsError
@@ -37,41 +37,6 @@ MIN_ROWS = 10
 """The fewest values of a column that a pod sends statistics of, unless it is told otherwise."""
 
 _LARGEST_COUNT = 2**53
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What a pod says of the values that are there in one continuous column.
-
-    Sums are those of values divided by `2**exponent`, which brings the largest into [0.5, 1): exact, and squares of
-    huge values cannot overflow.
-
-    Attributes:
-        count: number of values; 0 where all are missing, and then all else is 0.
-        exponent: of the power of two that values were divided by.
-        pivot: the number that distances are measured from: the pod's mean, divided likewise.
-        first: sum of the distances; about 0, namely what the rounding of the mean left over.
-        second: sum of their squares.
-    """
-
-    count: int
-    exponent: int
-    pivot: float
-    first: float
-    second: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Moments:
-        """The moments of values `(rows,)` float64, finite or NaN where missing."""
-        present = values[~np.isnan(values)]
-        if not len(present):
-            return cls(0, 0, 0.0, 0.0, 0.0)
-        low, high = float(present.min()), float(present.max())
-        exponent = math.frexp(max(abs(low), abs(high)))[1]
-        small = np.ldexp(present, -exponent)
-        pivot = math.ldexp(low, -exponent) if low == high else float(small.mean())
-        away = small - pivot
-        return cls(len(present), exponent, pivot, float(away.sum()), float(np.square(away).sum()))
 
 
 @dataclass(frozen=True)
@@ -168,8 +133,7 @@ def merge_statistics(
         )
     return Preparation(
         continuous={
-            name: _mean_and_scale(name, [sent.columns[name] for sent in statistics.values()])
-            for name in columns.continuous
+            name: _merged(name, [sent.columns[name] for sent in statistics.values()]) for name in columns.continuous
         },
         categorical={name: schema.column(name).categories for name in columns.categorical},
         encoding=datastructure.categorical_encoding,
@@ -177,28 +141,11 @@ def merge_statistics(
     )
 
 
-def _mean_and_scale(name: str, parts: Iterable[Moments]) -> tuple[float, float]:
-    """Mean and population standard deviation of all values, from exact sums and one rounding each."""
-    count, total, squares = 0, Fraction(0), Fraction(0)
-    for part in parts:
-        unit = Fraction(2) ** part.exponent
-        pivot, first = Fraction(part.pivot), Fraction(part.first)
-        count += part.count
-        total += unit * (part.count * pivot + first)
-        squares += unit**2 * (Fraction(part.second) + 2 * pivot * first + part.count * pivot**2)
-    if not count:
-        return 0.0, 1.0
-    mean = total / count
+def _merged(name: str, parts: Sequence[Moments]) -> tuple[float, float]:
     try:
-        return float(mean), _root(squares / count - mean**2) or 1.0
+        return mean_and_scale(parts)
     except OverflowError as error:
         raise DataError(f"column {name!r}: a pod's statistics are of values beyond float64; refuse that pod") from error
-
-
-def _root(value: Fraction) -> float:
-    """The square root of any fraction >= 0, as a float: through whole numbers, which neither over- nor underflow."""
-    shift = 60 - (value.numerator.bit_length() - value.denominator.bit_length()) // 2
-    return float(math.isqrt(int(value * Fraction(4) ** shift)) / Fraction(2) ** shift)
 
 
 class _Exact(fields.Field[float]):

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from bitfount_model import PyTorchBitfountModel
-from bitfount_model.data import SemanticType, TableProfile, drift, row_digests, source_from_config
+from bitfount_model.data import SemanticType, TableProfile, drift, row_digests
 from bitfount_model.data.inference import category_codes
 from bitfount_model.errors import ModelFileError
-from tasks.job import LocalJob
+from tasks.job import LocalJob, source_of
 from tasks.registered import PROFILE, ROWS, RegisteredModel, open_model, watched_columns
 from tasks.retraining.decisions import Look
 from tasks.store import Manifest, Store, read_manifest, write_manifest
@@ -37,7 +37,7 @@ def look_at_rows(store: Store, job: LocalJob, champion: RegisteredModel | None) 
     """
     if done := read_manifest(store, "look"):
         return done
-    source = source_from_config(job.data)
+    source = source_of(job)
     if champion is None:
         values: dict[str, Any] = {
             "rows": len(source.read(*place_of(job.datastructure))),
@@ -116,7 +116,7 @@ def place_of(datastructure: Mapping[str, Any]) -> tuple[str | None, str | None]:
 def _read(path: Path) -> bytes:
     if not path.is_file():
         raise ModelFileError(
-            f"the champion has no {path.name}: it was trained over pods, or by an older version of this project. Train once with"
-            " --force, and the next retraining can look at the rows."
+            f"the champion has no {path.name}: it was trained over pods, on streamed rows, or by an older version of this project."
+            " Train once with --force, and the next retraining can look at the rows."
         )
     return path.read_bytes()
