@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import stat
 import subprocess
 from collections.abc import Callable, Sequence
@@ -135,7 +136,7 @@ def test_embedded_pods_run_what_is_approved_and_refuse_what_was_revoked(
     job = site.write_job(deployed=False, compare=True, federation={"quorum": 2, "require_all_pods": True})
     refused = train(job)
     assert refused.code == 7 and "is not approved: the pod's owner reads it and runs" in refused.err, refused
-    place = next(word for word in refused.err.split() if word.endswith("exchange/model.py`")).rstrip("`")
+    (place,) = set(re.findall(r"`bitfount-flows pod approve POD.yaml (\S+)`", refused.err))
     assert command_line(["pod", "approve", pod, place, "--yes"]).code == 0
     trained = train(job)
     assert trained.code == 0 and trained.summary["rounds"] == 3, trained

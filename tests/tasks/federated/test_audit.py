@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import random
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +156,40 @@ def test_a_log_that_cannot_be_written_says_so_without_a_path(tmp_path: Path) -> 
     assert str(tmp_path) not in str(caught.value)
 
 
-def write_many(path: Path, job: str, count: int) -> None:
-    for number in range(1, count + 1):
-        AuditLog(path, "ann").append(Decision(TRAINED, job=job, round_number=number))
+WRITER = """
+import sys
+from pathlib import Path
+
+from bitfount_model.federation.book import TRAINED, Decision
+from tasks.federated.audit import AuditLog
+
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(1, 26):
+    AuditLog(Path(sys.argv[1]), "ann").append(Decision(TRAINED, job=sys.argv[2], round_number=number))
+"""
 
 
 def test_jobs_that_write_at_the_same_time_as_processes_of_their_own_make_one_chain(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
     path = tmp_path / "audit.jsonl"
-    writers = [context.Process(target=write_many, args=(path, f"job-{number}", 25)) for number in range(4)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, path, f"job-{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
     for writer in writers:
-        writer.start()
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
     for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * 4
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=120)
+        assert writer.returncode == 0
     said = [line.decision for line in AuditLog(path, "ann").lines()]
     assert len(said) == 100
     for number in range(4):
