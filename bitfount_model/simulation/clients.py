@@ -49,7 +49,7 @@ class Clients:
         job: gives seed, length of a round and the proximal term.
 
     Attributes:
-        uses_trainer: why clients are trained by Lightning's Trainer, which takes some milliseconds a client; empty where they are not.
+        uses_trainer: why clients are trained by Lightning's Trainer, at some milliseconds a client; empty where they are not.
 
     Raises:
         ConfigurationError: the rows are no table of tensors, as with images.
@@ -94,8 +94,7 @@ class Clients:
         model.position = before * len(loader) if job.epochs is not None else before
         self._set(parameters)
         loss = self._fitted()
-        state = {public: value for public, value in self._state().items()}
-        return ClientUpdate(name, updates.diff_params(parameters, state), loader.rows, loss)
+        return ClientUpdate(name, updates.diff_params(parameters, self._state()), loader.rows, loss)
 
     def _fitted(self) -> float | None:
         model, mu = self._model, self._job.proximal_mu

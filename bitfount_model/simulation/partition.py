@@ -94,7 +94,7 @@ def dirichlet(labels: np.ndarray, clients: int, alpha: float, seed: int) -> Part
     return Partition.of(owners, clients)
 
 
-def by_column(values: Sequence[Any], name: str, clients: int | None = None) -> Partition:
+def by_column(values: Sequence[Any] | np.ndarray, name: str, clients: int | None = None) -> Partition:
     """One client for each value of a column, in the order of the values.
 
     Args:

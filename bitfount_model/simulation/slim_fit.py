@@ -1,7 +1,7 @@
-"""One fit without a Trainer: what `fit_locally` computes for a plain model, in a tenth of the time; between loader and parameters.
+"""One fit without a Trainer: what `fit_locally` computes for a plain model, in less time; between loader and parameters.
 
-Lightning's start and end of a fit take some milliseconds, as long as a small client's training. A model that only says what a batch's
-loss is does not need them. `reasons_for_trainer` tells which models do; those are trained by Lightning, with all of their hooks.
+Lightning's start and end of a fit take some milliseconds, longer than a small client's training. A model that only says what
+a batch's loss is does not need them. `reasons_for_trainer` tells which models do: those are trained by Lightning, with all hooks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bitfount_model.data import BaseLoader, StepLoader
 from bitfount_model.epoch_end_hooks import rows_of
 from bitfount_model.errors import TrainingError
 from bitfount_model.fit_course import OpenEpoch
+from bitfount_model.mixins import PyTorchClassifierMixIn, PyTorchRegressorMixIn
 from bitfount_model.model import PyTorchBitfountModel
 from bitfount_model.param_clipping import clip_batch_norm
 from bitfount_model.seeding import derive_seed, seed_generators
@@ -32,11 +33,17 @@ OTHER_STAGES = ("validation_", "test_", "predict_", "val_", "on_validation", "on
 """How methods begin that do not take part in training."""
 
 OF_THE_TRAINER = frozenset(
-    {"trainer", "current_epoch", "global_step", "optimizers", "lr_schedulers", "manual_backward", "automatic_optimization"}
+    {
+        "trainer",
+        "current_epoch",
+        "global_step",
+        "optimizers",
+        "lr_schedulers",
+        "manual_backward",
+        "automatic_optimization",
+    }
 )
 """Attributes that mean something only while a Trainer runs the model."""
-
-OWN_PACKAGES = ("bitfount_model", "pytorch_lightning", "lightning", "torch")
 
 
 def reasons_for_trainer(cls: type[PyTorchBitfountModel]) -> list[str]:
@@ -48,7 +55,8 @@ def reasons_for_trainer(cls: type[PyTorchBitfountModel]) -> list[str]:
     Returns:
         One clause a reason; empty for a plain model.
     """
-    own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in OWN_PACKAGES]
+    known = {*PyTorchBitfountModel.__mro__, PyTorchClassifierMixIn, PyTorchRegressorMixIn}
+    own = [base for base in cls.__mro__ if base not in known]
     given = {name for base in own for name in vars(base)}
     hooks = set(dir(pl.LightningModule)) - set(dir(nn.Module)) - HONOURED
     hooks |= {"trainer_init", "train_dataloader", "training_epoch_end"}
