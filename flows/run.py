@@ -78,11 +78,9 @@ def training_of(job: LocalJob) -> Callable[[dict[str, Any], str, str, dict[str, 
         from flows.local import local_training
 
         return local_training
-    from flows.simulated import runner_for, simulated_training
+    from flows.simulated import simulate
 
-    workers, dask = job.simulate["workers"], job.simulate["dask"]
-    run = simulated_training.with_options(task_runner=runner_for(workers, dask))
-    return partial(run, workers=workers)
+    return partial(simulate, workers=job.simulate["workers"], dask=job.simulate["dask"])
 
 
 def tracking_of(workspace: Workspace, experiment: str, tracking_uri: str | None) -> dict[str, str | None]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import flow
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from bitfount_model.errors import ConfigurationError
@@ -18,6 +22,8 @@ from tasks.simulation.session import opened
 from tasks.simulation.train_clients import train_clients
 from tasks.step import reference
 from tasks.store import Reference, Store
+
+API_URL = "PREFECT_API_URL"
 
 
 @flow(name="simulated_training", flow_run_name="{job_id}", validate_parameters=False, persist_result=False)
@@ -48,6 +54,38 @@ def simulated_training(
                 opened.cache_clear()
         finish(job, store_url, tracking, done)
     return done
+
+
+def simulate(
+    job: dict[str, Any], job_id: str, store_url: str, tracking: dict[str, Any], *, workers: int, dask: str | None
+) -> dict[str, Any]:
+    """Runs the flow with the workers that a job asks for: see `simulated_training`.
+
+    Args:
+        job: as for the flow.
+        job_id: as for the flow.
+        store_url: as for the flow.
+        tracking: as for the flow.
+        workers: how many tasks share a round.
+        dask: address of the scheduler of a Dask cluster, or None.
+    """
+    run = simulated_training.with_options(task_runner=runner_for(workers, dask))
+    with api_of_children():
+        return run(job, job_id, store_url, tracking, workers)
+
+
+@contextmanager
+def api_of_children() -> Iterator[None]:
+    """Says in the environment which Prefect API this process talks to: its workers would start a server of their own."""
+    before, url = os.environ.get(API_URL), PREFECT_API_URL.value()
+    if before is not None or url is None:
+        yield
+        return
+    os.environ[API_URL] = url
+    try:
+        yield
+    finally:
+        del os.environ[API_URL]
 
 
 def work_of(store_url: str, workers: int) -> Work:

@@ -99,5 +99,5 @@ def training_column(session: Session, model: PyTorchBitfountModel, name: str) ->
     if splitter is None:
         raise MissingSplitError("the rows of a simulated job are not split")
     rows = split_rows(frame, splitter, model.datastructure, model.seed).train
-    values: np.ndarray = np.asarray(frame[name], dtype=object)
-    return values[rows]
+    values: np.ndarray = frame[name].iloc[rows].to_numpy(dtype=object)
+    return values
