@@ -76,8 +76,8 @@ def main() -> None:
     from flows.environment import prepare
 
     prepare(Path(os.environ["PREFECT_HOME"]), verbose=False)
-    import flows.federated  # noqa: F401 - imported before the fork, so that each child starts at once
-    import flows.federated_run  # noqa: F401
+    import flows.federated
+    import flows.federated_run
     import flows.simulated  # noqa: F401
 
     for line in sys.stdin:
@@ -108,8 +108,8 @@ def child(asked: dict[str, Any], writer: int) -> None:
     import io
 
     from bitfount_model.errors import BitfountError
-    from flows.console import RunView
     from flows import federated_run, run
+    from flows.console import RunView
     from flows.run import Surroundings
     from flows.settings import read_job
     from flows.workspace import Workspace
