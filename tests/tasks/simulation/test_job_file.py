@@ -138,7 +138,7 @@ def test_the_number_of_clients_may_follow_from_a_column_and_from_nothing_else() 
         ("federation.quorum", 3, "unknown key"),
         ("federation.optimiser", "fedavg", ""),
         ("federation.optimiser_settings", {"beta3": 1}, "no setting 'beta3'"),
-        ("federation.early_stopping", {"metric": "height"}, "height"),
+        ("federation.early_stopping", {"metric": "height", "patience": 1}, "height"),
         ("federation.best", {"metrics": "AUC"}, "metrics"),
         ("training.steps", 3, "give one and only one of epochs and steps"),
         ("training.steps_between_parameter_updates", 3, "give epochs_between_parameter_updates"),
