@@ -34,7 +34,7 @@ from tasks.simulation.round_record import (
     write_round,
 )
 from tasks.simulation.session import Simulation
-from tasks.simulation.train_clients import forget_sums
+from tasks.simulation.sums import forget_sums
 from tasks.store import Manifest, Reference, local_path, read_manifest, write_manifest
 
 Work = Callable[[int, Reference, list[range]], Sequence[Reference]]

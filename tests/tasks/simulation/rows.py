@@ -9,7 +9,7 @@ from tasks.initialise import initialise
 from tasks.simulation.job_file import check_simulated_job
 from tasks.simulation.rounds import Work
 from tasks.simulation.session import Simulation, opened
-from tasks.simulation.train_clients import sums_kept
+from tasks.simulation.sums import sums_kept
 from tasks.store import Reference, Store
 from tests.bitfount_model.simulation.lab import MODEL, table
 

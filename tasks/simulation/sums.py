@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 from bitfount_model.seeding import seeded
 from bitfount_model.simulation.partition import sampled
 from bitfount_model.simulation.round_sums import chunks_of, encode, merged, trained
 from bitfount_model.types import JSON
 from tasks.session import threads, user_code
 from tasks.simulation.session import Simulation, opened
-from tasks.step import step
 from tasks.store import Reference, Store
 
 
-@step("train clients", "round {round_number}: chunks from {first} to {stop}")
-def train_clients(store_url: str, round_number: int, weights: JSON, first: int, stop: int) -> dict[str, Any]:
-    """Trains the clients of some chunks of a round, as a task. It runs wherever the store and the rows can be read.
+def share_trained(store_url: str, round_number: int, weights: JSON, first: int, stop: int) -> JSON:
+    """Trains the clients of some chunks of a round. It runs wherever the store and the rows can be read.
 
     Args:
         store_url: the job's store.
@@ -27,11 +22,9 @@ def train_clients(store_url: str, round_number: int, weights: JSON, first: int, 
         stop: the chunk after the last one.
 
     Returns:
-        `sums`, the fields of a `Reference` to what they sum up to; and `seconds` that it took.
+        The fields of a `Reference` to what they sum up to.
     """
-    began = time.perf_counter()
-    reference = sums_kept(opened(store_url), round_number, Reference(**weights), range(first, stop))
-    return {"sums": vars(reference), "seconds": time.perf_counter() - began}
+    return vars(sums_kept(opened(store_url), round_number, Reference(**weights), range(first, stop)))
 
 
 def sums_kept(simulation: Simulation, round_number: int, weights: Reference, share: range) -> Reference:
