@@ -31,6 +31,7 @@ bench: install ## Measure the promises on speed
 	@$(BIN)/python benchmarks/local_fit.py
 	@$(BIN)/python benchmarks/embedded_rounds.py
 	@$(BIN)/python benchmarks/deployed_rounds.py
+	@$(BIN)/python benchmarks/simulate.py
 
 format: $(VENV)/.installed-check ## Format the code
 	$(BIN)/ruff format .
