@@ -32,6 +32,7 @@ bench: install ## Measure the promises on speed
 	@$(BIN)/python benchmarks/embedded_rounds.py
 	@$(BIN)/python benchmarks/deployed_rounds.py
 	@$(BIN)/python benchmarks/secure_sum.py
+	@$(BIN)/python benchmarks/simulate.py
 
 format: $(VENV)/.installed-check ## Format the code
 	$(BIN)/ruff format .

@@ -107,7 +107,7 @@ class RunView:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, metrics=metrics)
         else:
-            self.say(f"  epoch {record['epoch']}/{record['epochs']}  {metrics}")
+            self.say(f"  {record.get('unit', 'epoch')} {record['epoch']}/{record['epochs']}  {metrics}")
 
     def _tracking(self, values: dict[str, Any]) -> None:
         self.say(f"! {values['error']}")

@@ -100,8 +100,10 @@ class JobFolder:
 
     @property
     def kind(self) -> str | None:
-        """`local` or `federated`, if it is known."""
-        return None if not self.job else "federated" if "pods" in self.job else "local"
+        """`local`, `simulated` or `federated`, if it is known."""
+        if not self.job:
+            return None
+        return "federated" if "pods" in self.job else "simulated" if "simulate" in self.job else "local"
 
     @property
     def state(self) -> str:
@@ -122,7 +124,7 @@ class JobFolder:
     @property
     def unit(self) -> str:
         """What training is counted in."""
-        return "rounds" if self.kind == "federated" else "epochs"
+        return "rounds" if self.kind in ("federated", "simulated") else "epochs"
 
     @property
     def asked(self) -> int | None:
@@ -130,6 +132,9 @@ class JobFolder:
         if self.kind == "federated":
             return self.values("initialise").get("rounds")
         training: Mapping[str, Any] = self.job.get("training", {})
+        if self.kind == "simulated":
+            unit = "epochs" if "epochs" in training else "steps"
+            return -(-int(training[unit]) // int(training.get(f"{unit}_between_parameter_updates", 1)))
         return training.get("epochs")
 
     @property

@@ -47,26 +47,38 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
         recorded(store_url, tracking, steps_of(job))
         with stage("fit", done), live_metrics(store_url, Tracking(**tracking)) as listener, listening(listener):
             done["fit"] = fit(store_url)
-        with stage("evaluate", done):
-            done["evaluate"] = evaluate(store_url)
-        if job.get("predict"):
-            with stage("predict", done):
-                done["predict"] = predict(store_url, job["predict"]["data"])
-        with stage("plots", done):
-            done["plots"] = plot(store_url)
-        with stage("report", done):
-            done["report"] = report(store_url)
-        if job.get("register"):
-            with stage("package", done):
-                done["package"] = package(store_url)
-        with stage("record", done):
-            done["record"] = recorded(store_url, tracking, steps_of(job))
-        store = Store(store_url)
-        show_summary(job["name"], note(store, finished_steps(store)), done["record"])
-        if job.get("register") and done["record"]:
-            with stage("register", done):
-                done["register"] = register(store_url, tracking["uri"], job["register"])
+        finish(job, store_url, tracking, done)
     return done
+
+
+def finish(job: dict[str, Any], store_url: str, tracking: dict[str, Any], done: dict[str, Any]) -> None:
+    """The steps after training, in their order.
+
+    Args:
+        job: as for the flow.
+        store_url: the job's own store.
+        tracking: as for the flow.
+        done: step -> manifest; those of these steps are added.
+    """
+    with stage("evaluate", done):
+        done["evaluate"] = evaluate(store_url)
+    if job.get("predict"):
+        with stage("predict", done):
+            done["predict"] = predict(store_url, job["predict"]["data"])
+    with stage("plots", done):
+        done["plots"] = plot(store_url)
+    with stage("report", done):
+        done["report"] = report(store_url)
+    if job.get("register"):
+        with stage("package", done):
+            done["package"] = package(store_url)
+    with stage("record", done):
+        done["record"] = recorded(store_url, tracking, steps_of(job))
+    store = Store(store_url)
+    show_summary(job["name"], note(store, finished_steps(store)), done["record"])
+    if job.get("register") and done["record"]:
+        with stage("register", done):
+            done["register"] = register(store_url, tracking["uri"], job["register"])
 
 
 @flow(name="local_evaluation", flow_run_name="evaluate {job_id}", validate_parameters=False, persist_result=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,10 @@ from flows.console import RunView, program
 from flows.environment import prepare, quiet
 from flows.prefect_server import PrefectServer, ServerError, require_answer
 from flows.workspace import Workspace, continued, only_once
-from tasks.job import LocalJob, to_json, with_seed
+from tasks.job import LocalJob, with_seed
 from tasks.mlflow_client import without_password
 from tasks.progress import listening
+from tasks.simulation.job_file import SimulatedJob, own_rows_to_json
 from tasks.store import read_manifest
 
 DRAIN_SECONDS = 60
@@ -48,7 +50,7 @@ class Surroundings:
 
 
 def train(job: LocalJob, job_id: str, tracking_uri: str | None, surroundings: Surroundings) -> dict[str, Any]:
-    """Runs or continues a local job.
+    """Runs or continues a local job, or a simulated one.
 
     Returns:
         The summary: see `summarise`.
@@ -60,16 +62,25 @@ def train(job: LocalJob, job_id: str, tracking_uri: str | None, surroundings: Su
     uri = tracking_uri or workspace.tracking_uri
     tracking = tracking_of(workspace, job.experiment, tracking_uri)
     with only_once(Path(store.url)):
-        job = continued(job, store, with_seed, to_json)
+        job = continued(job, store, with_seed, own_rows_to_json)
         surroundings.view.say(f"job {job_id}: starting …")
         with tracked_at(uri), surroundings.ready(), listening(surroundings.view.on_event):
             from prefect import tags
 
-            from flows.local import local_training
-
-            with tags("local", job.name):
-                done: dict[str, Any] = local_training(to_json(job), job_id, store.url, tracking)
+            with tags("simulated" if isinstance(job, SimulatedJob) else "local", job.name):
+                done = training_of(job)(own_rows_to_json(job), job_id, store.url, tracking)
     return summarise(job, job_id, workspace, tracking_uri, done, time.monotonic() - started)
+
+
+def training_of(job: LocalJob) -> Callable[[dict[str, Any], str, str, dict[str, Any]], dict[str, Any]]:
+    """The flow of a job that has rows of its own."""
+    if not isinstance(job, SimulatedJob):
+        from flows.local import local_training
+
+        return local_training
+    from flows.simulated import simulate
+
+    return partial(simulate, workers=job.simulate["workers"], dask=job.simulate["dask"])
 
 
 def tracking_of(workspace: Workspace, experiment: str, tracking_uri: str | None) -> dict[str, str | None]:

@@ -20,8 +20,9 @@ from tasks.batch.destinations import check_destination
 from tasks.federated.job_file import POD_FILES, FederatedJobFile, check_federated_job
 from tasks.federated.pod_file import PodFile, check_pod
 from tasks.federated.pod_state import STATES
-from tasks.job import JobError, LocalJob, check_job, check_source
+from tasks.job import JobError, LocalJob, check_source
 from tasks.retraining.retraining_file import RetrainingFile, check_retraining
+from tasks.simulation.job_file import check_own_rows
 
 PATHS = (
     ("model", "file"),
@@ -48,7 +49,7 @@ SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:|\$\{)(.+)")
 
 
 def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob | FederatedJobFile:
-    """Reads and checks a job file: a federated job where it names `pods`, else a local one.
+    """Reads and checks a job file: simulated where it says `simulate`, federated where it names `pods`, else local.
 
     Args:
         path: the YAML file.
@@ -62,7 +63,7 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> LocalJob | FederatedJ
         set_key(document, override)
     with problems_with_lines(path, document):
         value = resolve_paths(plain(document), path.resolve().parent)
-        return check_federated_job(value) if "pods" in value else check_job(value)
+        return check_federated_job(value) if "pods" in value and "simulate" not in value else check_own_rows(value)
 
 
 def read_pod(path: Path) -> PodFile:

@@ -13,8 +13,9 @@ from bitfount_model.errors import DataError, DataSourceError
 from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.serialization import dump
 from bitfount_model.types import Problem
-from tasks.job import LocalJob, check_job, source_of, splitter_of, to_json
+from tasks.job import LocalJob, source_of, splitter_of
 from tasks.session import MODEL_FILE, reference_to, threads, training_arguments, user_code
+from tasks.simulation.job_file import check_own_rows, own_rows_to_json
 from tasks.step import reference, step
 from tasks.store import Manifest, Store, local_path, read_manifest, write_manifest
 from tasks.streamed import is_streamed, rows_folder, streamed_digest, streamed_table
@@ -24,7 +25,7 @@ from tasks.versions import installed_versions
 @step("initialise_model")
 def initialise_model(store_url: str, job: dict[str, Any], job_id: str) -> dict[str, Any]:
     """The first step, as a task: see `initialise`."""
-    return reference(initialise(Store(store_url), check_job(job), job_id))
+    return reference(initialise(Store(store_url), check_own_rows(job), job_id))
 
 
 def initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
@@ -40,7 +41,10 @@ def initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
 
 
 def _initialise(store: Store, job: LocalJob, job_id: str) -> Manifest:
-    files = {"job": store.put("job.json", as_json(to_json(job))), "model": store.put(MODEL_FILE, _model_source(job))}
+    files = {
+        "job": store.put("job.json", as_json(own_rows_to_json(job))),
+        "model": store.put(MODEL_FILE, _model_source(job)),
+    }
     model_reference = reference_to(local_path(store, MODEL_FILE), job)
     datastructure = DataStructure(**job.datastructure)
     source, streamed = source_of(job), is_streamed(job)

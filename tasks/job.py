@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates, validates_schema
 
@@ -78,6 +78,10 @@ class LocalJob:
     metrics: list[str] | None
     predict: JSON | None
     register: str | None
+
+
+Own = TypeVar("Own", bound=LocalJob)
+"""A job that has rows of its own: a local one, or a kind of it."""
 
 
 class StrictSchema(Schema):
@@ -293,12 +297,12 @@ def check_source(value: Any) -> JSON:
     return loaded(SourceSection(), value)
 
 
-def with_seed(job: LocalJob, seed: int | None = None) -> LocalJob:
+def with_seed(job: Own, seed: int | None = None) -> Own:
     """The same job with a seed: its own, else the one given, else one from the operating system, so that it can be continued."""
     if job.training["seed"] is not None:
         return job
     drawn = secrets.randbits(31) if seed is None else seed
-    return LocalJob(**{**asdict(job), "training": {**job.training, "seed": drawn}})
+    return replace(job, training={**job.training, "seed": drawn})
 
 
 def to_json(job: LocalJob) -> JSON:

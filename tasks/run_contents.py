@@ -24,6 +24,7 @@ FOLDERS: Mapping[tuple[str, str], str] = {
     ("initialise", "schema"): "model",
     ("initialise", "datastructure"): "model",
     ("fit", "weights"): "model",
+    ("fit", "best"): "model",
     ("fit", "history"): "",
     ("report", "report"): "",
     ("evaluate", "predictions"): "evaluate",
@@ -149,12 +150,15 @@ def epoch_points(record: Mapping[str, Any]) -> list[Point]:
     """The metrics of one epoch's record; values that are missing or not finite are left out.
 
     Args:
-        record: `epoch`, `train_loss`, `val_stats`.
+        record: `epoch`, `train_loss`, `val_stats`, and perhaps `also`: key in MLflow -> value.
     """
     stats = record["val_stats"]
-    return points_of({"loss": "train/loss"}, {"loss": record["train_loss"]}, record["epoch"]) + points_of(
-        metric_keys("validation", stats), stats, record["epoch"]
-    )
+    also = record.get("also", {})
+    return [
+        *points_of({"loss": "train/loss"}, {"loss": record["train_loss"]}, record["epoch"]),
+        *points_of(metric_keys("validation", stats), stats, record["epoch"]),
+        *points_of({key: key for key in also}, also, record["epoch"]),
+    ]
 
 
 def points_of(keys: Mapping[str, str], values: Mapping[str, float | None], step: int) -> list[Point]:

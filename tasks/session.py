@@ -16,6 +16,7 @@ from bitfount_model import BaseSource, BitfountModelReference, BitfountSchema, D
 from bitfount_model.data import digest, source_from_config
 from bitfount_model.errors import BitfountError, ConfigurationError, DataError, StorageError, TrainingError
 from tasks.job import LocalJob, check_job, source_of, splitter_of
+from tasks.simulation.job_file import check_own_rows
 from tasks.store import Manifest, Store, local_path, read_file, read_manifest
 from tasks.streamed import rows_folder, streamed_digest
 
@@ -92,7 +93,7 @@ def kept_job(value: dict[str, Any], data: Mapping[str, Any] | None) -> LocalJob:
         ConfigurationError: the job's rows are at its pods, and no others are given.
     """
     if "pods" not in value:
-        return check_job(value)
+        return check_own_rows(value)
     if data is None:
         raise ConfigurationError(f"the rows of the job {value['name']!r} are at its pods: give rows of this machine")
     length = {
@@ -111,7 +112,7 @@ def build_model(job: LocalJob, store: Store, manifest: Manifest) -> PyTorchBitfo
         schema=BitfountSchema.loads(read_file(store, manifest, "schema").decode()),
         **training_arguments(job),
     )
-    model.num_workers = job.training["workers"]
+    model.num_workers = job.training.get("workers", 0)
     return model
 
 

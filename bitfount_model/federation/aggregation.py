@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bitfount_model.errors import ParameterError, SerializationError
 from bitfount_model.parameters import check_compatible, name_differences, quoted, refusal, stray_values, unusable
-from bitfount_model.types import Parameters
+from bitfount_model.types import JSON, Parameters
 from bitfount_model.updates import apply_updates
 
 _BLOCK = 1 << 16  # the blocks of `apply_updates`: where a block ends can decide the last bit of a sum
@@ -130,6 +130,51 @@ class RunningMean:
         self._whole = {name: whole.merged(other._whole[name]) for name, whole in self._whole.items()}
         self._total += other._total
         self._pods += other._pods
+
+    def to_parts(self) -> tuple[dict[str, Tensor], JSON]:
+        """The sums for another process: `from_parts` takes them there, to the last bit.
+
+        Returns:
+            Name -> sum `(values,)`: float64, int64 or bool; and a JSON value with what else there is.
+        """
+        whole = {name: (sums.values, sums.denominator, sums.bound) for name, sums in self._whole.items()}
+        small = {name: values for name, (values, _, _) in whole.items() if values.dtype == np.int64}
+        tensors = {name: torch.from_numpy(values) for name, values in small.items()}
+        return {**self._sums, **self._changed, **tensors}, {
+            "pods": list(self._pods),
+            "total": [self._total.numerator, self._total.denominator],
+            "exponent": self._exponent,
+            "whole": {
+                name: {"denominator": denominator, "bound": bound, "values": None if name in small else values.tolist()}
+                for name, (values, denominator, bound) in whole.items()
+            },
+        }
+
+    @classmethod
+    def from_parts(cls, base: Parameters, tensors: Parameters, values: JSON, *, weighted: bool = True) -> RunningMean:
+        """The mean that `to_parts` gave, for the same base.
+
+        Args:
+            base: as for the class.
+            tensors: name -> sum.
+            values: the JSON value.
+            weighted: as for the class.
+        """
+        made = cls(base, weighted=weighted)
+        made._sums = {name: tensors[name] for name in made._sums}
+        made._changed = {name: tensors[name] for name in made._changed}
+        made._whole = {
+            name: _WholeSum(
+                tensors[name].numpy() if found["values"] is None else np.array(found["values"], dtype=np.object_),
+                found["denominator"],
+                found["bound"],
+            )
+            for name, found in values["whole"].items()
+        }
+        made._pods = tuple(values["pods"])
+        made._total = Fraction(*values["total"])
+        made._exponent = values["exponent"]
+        return made
 
     def mean(self) -> dict[str, Tensor]:
         """The weighted mean of the updates that are in; more may be added afterwards.

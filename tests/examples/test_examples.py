@@ -40,7 +40,8 @@ from tasks.federated.job_file import (
     with_own_seed,
 )
 from tasks.federated.pod_file import PodSchema, check_pod
-from tasks.job import SPLITTERS, JobSchema, check_job
+from tasks.job import SPLITTERS, JobSchema
+from tasks.simulation.job_file import SimulatedJobSchema, check_own_rows
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -307,13 +308,11 @@ def leaves(keys: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
     return every - {key[:place] for key in every for place in range(1, len(key))}
 
 
-def parts_of_the_page_on_jobs() -> tuple[str, str]:
-    """What it says of local jobs, and of federated ones."""
-    local, found, federated = (
-        (ROOT / "docs" / "job_file.md").read_text(encoding="utf-8").partition("\n# A federated job\n")
-    )
-    assert found
-    return local, federated
+def parts_of_the_page_on_jobs() -> tuple[str, str, str]:
+    """What it says of local jobs, of federated ones, and of simulated ones."""
+    page = (ROOT / "docs" / "job_file.md").read_text(encoding="utf-8")
+    local, federated, simulated = re.split(r"\n# A (?:federated|simulated) job\n", page)
+    return local, federated, simulated
 
 
 def test_the_page_on_job_files_names_every_key_of_a_local_job_and_no_other() -> None:
@@ -330,6 +329,11 @@ def test_the_page_on_job_files_names_every_key_of_a_federated_job_and_no_other()
         assert set(re.findall(r"[{ ](\w+): ", row)) == wanted
 
 
+def test_the_page_on_job_files_names_every_key_that_a_simulated_job_has_and_a_local_one_has_not() -> None:
+    own = {key for key in keys_of(SimulatedJobSchema()) if key[0] in ("simulate", "training", "federation")}
+    assert keys_listed(parts_of_the_page_on_jobs()[2]) == leaves(own)
+
+
 def test_the_page_on_pod_files_names_every_key_of_a_pod_and_its_policy_and_no_other() -> None:
     page = (ROOT / "docs" / "pod_file.md").read_text(encoding="utf-8")
     policy = keys_of(_PolicySchema(), ("policy",))
@@ -338,7 +342,7 @@ def test_the_page_on_pod_files_names_every_key_of_a_pod_and_its_policy_and_no_ot
 
 
 def test_the_defaults_on_the_pages_are_those_of_jobs_pods_and_policies() -> None:
-    local, federated = parts_of_the_page_on_jobs()
+    local, federated, simulated = parts_of_the_page_on_jobs()
     pod = (ROOT / "docs" / "pod_file.md").read_text(encoding="utf-8")
     splitters = {
         key: said for kind, cls in SPLITTERS.items() for key, said in defaults_of_class(cls, ("splitter", kind)).items()
@@ -350,6 +354,8 @@ def test_the_defaults_on_the_pages_are_those_of_jobs_pods_and_policies() -> None
     structure = defaults_of_class(DataStructure, ("datastructure",))
     assert wrong_defaults(local, {**of_local, **splitters, **structure}) == {}
     assert wrong_defaults(federated, of_federated) == {}
+    own = ("simulate", "training", "federation")
+    assert wrong_defaults(simulated, {k: v for k, v in defaults_of(SimulatedJobSchema()).items() if k[0] in own}) == {}
     assert wrong_defaults(pod, {**defaults_of(PodSchema()), **splitters, **policy}) == {}
 
 
@@ -362,7 +368,7 @@ def test_the_page_on_federated_training_names_every_option_and_every_server_opti
     assert found == PUBLISHED
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/job_file.md", "docs/pod_file.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/job_file.md", "docs/pod_file.md", "docs/simulate.md"])
 def test_the_jobs_and_pods_that_the_pages_show_are_what_they_say(page: str) -> None:
     shown = [YAML(typ="safe").load(text) for text in blocks(page, "yaml") if text.startswith(("name:", "#"))]
     assert shown
@@ -372,7 +378,7 @@ def test_the_jobs_and_pods_that_the_pages_show_are_what_they_say(page: str) -> N
         elif "policy" in value:
             policy_from_json(check_pod(value).policy)
         else:
-            check_job(value)
+            check_own_rows(value)
 
 
 def check_whole(job: FederatedJobFile) -> None:

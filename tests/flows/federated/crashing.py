@@ -77,7 +77,8 @@ def main() -> None:
 
     prepare(Path(os.environ["PREFECT_HOME"]), verbose=False)
     import flows.federated
-    import flows.federated_run  # noqa: F401 - imported before the fork, so that each child starts at once
+    import flows.federated_run
+    import flows.simulated  # noqa: F401
 
     for line in sys.stdin:
         asked = json.loads(line)
@@ -107,11 +108,12 @@ def child(asked: dict[str, Any], writer: int) -> None:
     import io
 
     from bitfount_model.errors import BitfountError
+    from flows import federated_run, run
     from flows.console import RunView
-    from flows.federated_run import train
     from flows.run import Surroundings
     from flows.settings import read_job
     from flows.workspace import Workspace
+    from tasks.job import LocalJob
     from tasks.store import Store
 
     puts = 0
@@ -131,7 +133,9 @@ def child(asked: dict[str, Any], writer: int) -> None:
     Store.put = counted  # type: ignore[method-assign]
     surroundings = Surroundings(Workspace(Path(asked["home"])), None, RunView(io.StringIO()), verbose=False)
     try:
-        end = {"summary": train(read_job(Path(asked["job"])), asked["job_id"], None, surroundings)}
+        job = read_job(Path(asked["job"]))
+        train: Any = run.train if isinstance(job, LocalJob) else federated_run.train
+        end = {"summary": train(job, asked["job_id"], None, surroundings)}
     except BitfountError as error:
         end = {"error": f"{type(error).__name__}: {error}"}
     os.write(writer, (json.dumps(end) + "\n").encode())
