@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test screenshots check bench format ui clean
+.PHONY: help install demo test screenshots figures check bench format ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-test ## Run all tests
 
 screenshots: $(VENV)/.installed-test ## Take the pictures of docs/images again, with Chromium
 	@SCREENSHOTS=docs/images $(BIN)/pytest tests/browser
+
+figures: $(VENV)/.installed-test ## Run the tests of all promises on safety, and write the table of docs/security.md
+	@$(BIN)/python -m pytest -p tests.attacks.figures $$($(BIN)/python -m tests.attacks.figures)
 
 check: $(VENV)/.installed-check ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -226,7 +226,9 @@ def test_no_flipped_bit_is_accepted_under_the_right_digest() -> None:
         assert outcome(bytes(flipped), GOOD) != right
 
 
-def test_no_group_of_flipped_bits_raises_anything_foreign_or_keeps_the_digest() -> None:
+def test_no_group_of_flipped_bits_raises_anything_foreign_or_keeps_the_digest(
+    record_property: Callable[[str, object], None],
+) -> None:
     written = encode(GOOD, {"round": "3"})
     right = hashlib.sha256(written).hexdigest()
     source = random.Random(20_000)
@@ -238,6 +240,7 @@ def test_no_group_of_flipped_bits_raises_anything_foreign_or_keeps_the_digest() 
             flipped[place] ^= 1 << source.randrange(8)
         if flipped != written:
             assert outcome(bytes(flipped), None) != right
+    record_property("figure", "20,000 files with flipped bits: 0 foreign exceptions, 0 accepted with the right digest")
 
 
 @settings(max_examples=300, deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -74,8 +74,10 @@ def test_the_promise_is_two_to_the_minus_25() -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1000.0])
 @pytest.mark.parametrize("pods", [3, 10, 16])
-def test_the_mean_of_batch_norm_networks_with_any_weights_is_within_the_promise(pods: int, scale: float) -> None:
-    generator = np.random.default_rng(pods)
+def test_the_mean_of_batch_norm_networks_with_any_weights_is_within_the_promise(
+    pods: int, scale: float, record_property: Callable[[str, object], None]
+) -> None:
+    generator, largest = np.random.default_rng(pods), 0.0
     for seed in range(20):
         base, updates = batch_norm_updates(seed, pods, scale)
         weights = [int(10 ** generator.uniform(0, 6)) for _ in range(pods)]
@@ -86,9 +88,14 @@ def test_the_mean_of_batch_norm_networks_with_any_weights_is_within_the_promise(
         for name, value in plain.items():
             assert (found.mean[name].dtype, found.mean[name].shape) == (value.dtype, value.shape)
             if value.is_floating_point():
-                assert worst(found.mean[name], [update[name] for update in updates], weights) <= PRECISION
+                error = float(worst(found.mean[name], [update[name] for update in updates], weights))
+                assert error <= PRECISION
+                largest = max(largest, error)
             else:
                 assert torch.equal(found.mean[name], value)
+    record_property(
+        "figure", f"{pods} pods, values of about {scale:g}: largest error {largest:.2g}, promised 2^-25 = 3e-08"
+    )
 
 
 @settings(max_examples=300, deadline=None)
