@@ -14,7 +14,7 @@ from tasks.initialise import initialise_model
 from tasks.progress import listening, stage
 from tasks.recording import Tracking, live_metrics
 from tasks.simulation.rounds import train_rounds
-from tasks.simulation.session import opened
+from tasks.simulation.session import close, opened
 from tasks.simulation.workers import workers_for
 from tasks.step import reference
 from tasks.store import Store
@@ -52,7 +52,7 @@ def simulated_training(
                 with workers_for(store_url, workers, dask) as work:
                     done["fit"] = reference(train_rounds(opened(store_url), workers, work))
             finally:
-                opened.cache_clear()
+                close()
         finish(job, store_url, tracking, done)
     return done
 

@@ -14,7 +14,7 @@ from bitfount_model.federation.job import FederatedJob
 from bitfount_model.simulation.clients import Clients
 from bitfount_model.simulation.partition import Partition, by_column, dirichlet, iid
 from bitfount_model.types import JSON, Parameters, Problem
-from tasks.session import Session, open_session, user_code
+from tasks.session import Session, open_session, require, user_code
 from tasks.simulation.job_file import COLUMN, DIRICHLET, IID, SimulatedJob, rounds_of
 from tasks.store import Reference, Store
 
@@ -49,14 +49,25 @@ class Simulation:
         return codec.decode(content, expected=self.expected).params
 
 
-@lru_cache(maxsize=1)
 def opened(store_url: str) -> Simulation:
-    """Opens a simulated job that has been initialised; the last one stays open in this process.
+    """Opens a simulated job that has been initialised; the last one stays open in this process until `close`.
 
     Raises:
         ConfigurationError: the job is not a simulated one, or cannot be simulated.
         DataError: its rows have changed, or cannot be divided.
     """
+    made = require(Store(store_url), "initialise")
+    # A worker of a cluster outlives jobs: in the same folder there may be another one by now.
+    return _opened(store_url, (made.values["data_digest"], *(file.sha256 for file in made.files.values())))
+
+
+def close() -> None:
+    """Lets go of the job that is open."""
+    _opened.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _opened(store_url: str, contents: tuple[str, ...]) -> Simulation:
     session = open_session(Store(store_url))
     job, model = session.job, session.model
     if not isinstance(job, SimulatedJob):

@@ -8,7 +8,7 @@ from typing import Any
 from tasks.initialise import initialise
 from tasks.simulation.job_file import check_simulated_job
 from tasks.simulation.rounds import Work
-from tasks.simulation.session import Simulation, opened
+from tasks.simulation.session import Simulation, close, opened
 from tasks.simulation.sums import sums_kept
 from tasks.store import Reference, Store
 from tests.bitfount_model.simulation.lab import MODEL, table
@@ -39,7 +39,7 @@ def simulation(folder: Path, source: str = PLAIN, **sections: Any) -> Simulation
     }
     url = str(folder / "job")
     initialise(Store(url), check_simulated_job(value), "job-1")
-    opened.cache_clear()
+    close()
     return opened(url)
 
 

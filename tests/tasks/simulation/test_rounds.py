@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from sklearn.metrics import accuracy_score
 
 from bitfount_model.errors import BitfountError, ConfigurationError, DataError, IntegrityError, QuorumError
 from tasks.evaluate import evaluate_job
+from tasks.initialise import initialise
 from tasks.simulation.round_record import read_rounds
 from tasks.simulation.rounds import SimulatedRounds, train_rounds
-from tasks.simulation.session import Simulation, opened
+from tasks.simulation.session import Simulation, close, opened
 from tasks.store import read_file
 from tests.bitfount_model.simulation.lab import table
 from tests.tasks.simulation.rows import PLAIN, REGRESSOR, simulation, work_here
@@ -83,7 +86,7 @@ def test_rounds_go_on_where_they_were_with_the_same_bits(stopped_after: int, tmp
     rounds = SimulatedRounds(asked, 1)
     for _ in range(stopped_after):
         rounds.run(work_here(asked))
-    opened.cache_clear()
+    close()
     parts = run(opened(asked.session.store.url), workers=3)
     for key in ("weights_sha256", "best_round", "best_metrics", "val_stats"):
         assert parts[key] == whole[key]
@@ -150,7 +153,7 @@ def test_what_cannot_be_divided_is_refused(
 def test_rows_that_changed_since_the_job_began_are_refused(tmp_path: Path) -> None:
     asked = simulation(tmp_path)
     table().assign(a=0.0).to_csv(tmp_path / "rows.csv", index=False)
-    opened.cache_clear()
+    close()
     with pytest.raises(DataError, match="have changed since the job job-1 began"):
         opened(asked.session.store.url)
 
@@ -161,3 +164,11 @@ def test_a_record_that_was_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "job" / "simulation" / "00002.json").write_text('{"round_number": 2}')
     with pytest.raises(IntegrityError, match=r"simulation/00002\.json .* is not what a round wrote"):
         read_rounds(asked.session.store)
+
+
+def test_another_job_in_the_same_folder_is_another_job(tmp_path: Path) -> None:
+    first = simulation(tmp_path)
+    shutil.rmtree(tmp_path / "job")
+    initialise(first.session.store, replace(first.job, training={**first.job.training, "seed": 4}), "job-1")
+    second = opened(first.session.store.url)
+    assert second.rounds.seed == 4 and not np.array_equal(second.partition.order, first.partition.order)
