@@ -1,0 +1,150 @@
+"""How cost grows: seconds of a round, and the peak of memory, against clients, parameters, rows and deployed pods.
+
+Every point is a process of its own with a real Prefect server. Clients: simulated, 10 of them a round. Parameters: three pods in
+one process, one batch a round. Rows: one epoch of a local job that streams 30 columns from Parquet. Pods: processes of their own
+with 1 MB of parameters, one batch a round, the modeller's peak. The first round is left out. Plots and figures go to
+docs/images/costs.png and docs/costs.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from batch_prediction import MODEL as TABLE_MODEL
+from deployed_rounds import MODEL, width_of
+from federation import Federation, digits, one_line
+from simulate import Simulated
+from streaming import JOB, measure, write_rows
+
+DOCS = Path(__file__).parents[1] / "docs"
+ROUNDS = 6
+CURVES: Mapping[str, tuple[int, ...]] = {
+    "clients": (10, 100, 1_000, 10_000),
+    "parameters": (10_000, 100_000, 1_000_000, 10_000_000),
+    "rows": (10_000, 100_000, 1_000_000),
+    "pods": (1, 2, 4, 8),
+}
+FULL: Mapping[str, tuple[int, ...]] = {"parameters": (100_000_000,), "rows": (20_000_000,)}
+"""Points that take many minutes and gigabytes."""
+
+
+def clients(count: int, folder: Path) -> float:
+    """Seconds of a round of 10 clients among so many."""
+    simulated = Simulated(folder)
+    with simulated.federation.prefect():
+        return statistics.median(simulated.seconds(count, 10, ROUNDS, "clients"))
+
+
+def parameters(count: int, folder: Path) -> float:
+    """Seconds of a round of three pods in one process with so many parameters."""
+    return federated(folder, 3, count, deployed=False)
+
+
+def pods(count: int, folder: Path) -> float:
+    """Seconds of a round of so many pods that are processes of their own."""
+    return federated(folder, count, 250_000, deployed=True)
+
+
+def federated(folder: Path, pods: int, parameters: int, *, deployed: bool) -> float:
+    """Seconds of a round of one batch a pod."""
+    width = max(1, width_of(round(parameters / 250_000))) if parameters >= 250_000 else parameters // 120
+    federation = Federation(folder, MODEL, digits(pods))
+    job = federation.job(target="digit", deployed=deployed, steps=ROUNDS, batch_size=32)
+    text = job.read_text(encoding="utf-8")
+    job.write_text(
+        text.replace("file: model.py", f"file: model.py\n  hyperparameters: {{width: {width}}}"), encoding="utf-8"
+    )
+    with federation.prefect():
+        if not deployed:
+            records = federation.train(job, "curve")
+        else:
+            with federation.served(pods):
+                records = federation.train(job, "curve")
+    return statistics.median(record.seconds for record in records[1:])
+
+
+def rows(count: int, folder: Path) -> tuple[float, float]:
+    """Seconds of an epoch over so many rows, and the command's peak of memory in MB."""
+
+    (folder / "model.py").write_text(TABLE_MODEL, encoding="utf-8")
+    (folder / "job.yaml").write_text(JOB, encoding="utf-8")
+    write_rows(folder / "rows.parquet", count)
+    found = measure(folder, count)
+    return found["fit_seconds"], found["peak_mb"]
+
+
+POINTS: Mapping[str, Callable[[int, Path], Any]] = {
+    "clients": clients,
+    "parameters": parameters,
+    "rows": rows,
+    "pods": pods,
+}
+
+
+def print_point(curve: str, count: int) -> None:
+    """Measures one point in this process, and prints it as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = POINTS[curve](count, Path(folder))
+    seconds, peak = (
+        found if isinstance(found, tuple) else (found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    )
+    print(json.dumps({"count": count, "seconds": seconds, "peak_mb": peak}))
+
+
+def point(curve: str, count: int) -> dict[str, float]:
+    """One point, measured by a process of its own."""
+    command = [sys.executable, __file__, "--point", curve, str(count)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    print(f"{curve:<12}{count:>12,}{found['seconds']:>12.3f} s{found['peak_mb']:>10.0f} MB", flush=True)
+    return found
+
+
+def plot(curves: Mapping[str, list[dict[str, float]]], path: Path) -> None:
+    """Draws seconds and memory of each curve, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False, layout="constrained")
+    for column, (name, points) in enumerate(curves.items()):
+        counts = [each["count"] for each in points]
+        what = "seconds of an epoch" if name == "rows" else "seconds of a round"
+        for row, (key, label) in enumerate((("seconds", what), ("peak_mb", "peak of memory, MB"))):
+            axis = axes[row][column]
+            axis.plot(counts, [each[key] for each in points], marker="o")
+            axis.set(xscale="log", yscale="log", xlabel=name, ylabel=label)
+            axis.grid(visible=True, which="major", alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Measures all curves, and writes figures and plots."""
+    parser = argparse.ArgumentParser(description=one_line(__doc__))
+    parser.add_argument(
+        "--full", action="store_true", help="the points of 100,000,000 parameters and 20,000,000 rows too"
+    )
+    parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.point:
+        print_point(options.point[0], int(options.point[1]))
+        return
+    curves = {
+        name: [point(name, count) for count in (*counts, *(FULL.get(name, ()) if options.full else ()))]
+        for name, counts in CURVES.items()
+    }
+    (DOCS / "costs.json").write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    plot(curves, DOCS / "images" / "costs.png")
+
+
+if __name__ == "__main__":
+    main()
