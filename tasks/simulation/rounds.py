@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from bitfount_model import MetricCollection, codec
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppingState
@@ -67,9 +69,11 @@ class SimulatedRounds:
             self._weights = last.weights
             server = {} if last.server is None else self._read(last.server)
             self.state = GlobalState(last.round_number, simulation.parameters(last.weights), server, last.stopping)
+            self._tidy()
         else:
             self._weights = simulation.session.manifest.files["weights"]
             self.state = GlobalState(0, simulation.parameters(self._weights))
+        self._forget_all_sums()
 
     @property
     def are_over(self) -> bool:
@@ -94,7 +98,7 @@ class SimulatedRounds:
         began = time.perf_counter()
         simulation, number = self._simulation, self.state.round_number + 1
         store = simulation.session.store
-        asked = sampled(simulation.partition, simulation.job.simulate["sample"], simulation.rounds.seed, number)
+        asked = self._asked(number)
         parts = shares(len(chunks_of(asked)), self._workers)
         with threads(simulation.job.training["threads"]):
             sums = whole(
@@ -173,6 +177,19 @@ class SimulatedRounds:
                 self._simulation.session.store.delete(older.weights.name)
             if older.server is not None:
                 self._simulation.session.store.delete(older.server.name)
+
+    def _forget_all_sums(self) -> None:
+        """Removes what a job that was killed may have left, with whatever number of workers it ran."""
+        number = self.state.round_number
+        for each in range(max(1, number), min(number + 1, self._simulation.rounds.rounds) + 1):
+            chunks = len(chunks_of(self._asked(each)))
+            for workers in range(1, chunks + 1):
+                forget_sums(self._simulation.session.store, each, shares(chunks, workers))
+
+    def _asked(self, number: int) -> np.ndarray:
+        """The clients of a round."""
+        simulation = self._simulation
+        return sampled(simulation.partition, simulation.job.simulate["sample"], simulation.rounds.seed, number)
 
     def _read(self, reference: Reference) -> Parameters:
         return codec.decode(self._simulation.session.store.get(reference.name, reference.sha256)).params
