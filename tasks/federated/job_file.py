@@ -11,6 +11,7 @@ from typing import Any
 from marshmallow import RAISE, ValidationError, fields, validate, validates_schema
 
 from bitfount_model.data import BitfountSchema, DataStructure, Preparation
+from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.job import (
     CLIPS,
     DELTAS,
@@ -19,6 +20,7 @@ from bitfount_model.federation.job import (
     MULTIPLIERS,
     PREDICT,
     FederatedJob,
+    check_can_be_secure,
     job_from_json,
 )
 from bitfount_model.federation.robust import AGGREGATIONS, MEAN, fewest_pods, robust_settings
@@ -178,6 +180,7 @@ class FederatedJobSchema(StrictSchema):
     def one_world(self, data: JSON, **_: Any) -> None:
         """Pods are all embedded, or all deployed."""
         pods = data.get("pods", [])
+        refuse_insecure_sum(data.get("federation", {}), len(pods))
         files = [pod for pod in pods if pod.endswith(POD_FILES)]
         if files and len(files) < len(pods):
             raise ValidationError("give files of pods (they run here), or names of deployed pods, not both", "pods")
@@ -195,6 +198,21 @@ class FederatedJobSchema(StrictSchema):
             raise ValidationError(
                 "predict needs training.pretrained_file: weights, and how their rows are encoded", "operation"
             )
+
+
+def refuse_insecure_sum(federation: JSON, pods: int) -> None:
+    """Refuses a secure sum that cannot be made, before anything of the job is there.
+
+    Raises:
+        ValidationError: names the key.
+    """
+    asked = min(federation.get("sample") or pods, pods)
+    quorum = asked if federation.get("quorum") is None else federation["quorum"]
+    try:
+        if federation.get("secure_aggregation"):
+            check_can_be_secure({**federation, "quorum": quorum}, asked)
+    except ConfigurationError as error:
+        raise ValidationError({"federation": {"secure_aggregation": [str(error)]}}) from error
 
 
 def check_federated_job(value: Any) -> FederatedJobFile:

@@ -351,7 +351,7 @@ from tests.tasks.federated.confined.ready import LIMITS, OBEDIENT, made_ready, o
 from tests.tasks.federated.team import Team, with_policy
 
 if __name__ == "__main__":
-    logging.basicConfig()
+    logging.basicConfig(force=True)
     team, allow = Team(Path(sys.argv[1])), json.loads(sys.argv[2])
     try:
         session = ConfinedSession(pod_of(team, with_policy(allow_unconfined=allow)), obedient_job(team), OBEDIENT, limits=LIMITS)
