@@ -23,7 +23,7 @@ screenshots: $(VENV)/.installed-test ## Take the pictures of docs/images again, 
 	@SCREENSHOTS=docs/images $(BIN)/pytest tests/browser
 
 figures: $(VENV)/.installed-test ## Run the tests of all promises on safety, and write the table of docs/security.md
-	@$(BIN)/python -m pytest -p tests.attacks.figures $$($(BIN)/python -m tests.attacks.figures)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope -p tests.attacks.figures $$($(BIN)/python -m tests.attacks.figures)
 
 check: $(VENV)/.installed-check ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ from tests.flows.federated.conftest import Train
 from tests.flows.federated.site import Site, wait_for
 
 PODS = ("ann", "bob", "cat", "dan", "eve")
+pytestmark = pytest.mark.timeout(900)  # ten processes start on however few cores
 SECURE = {"quorum": 3, "deadline_seconds": 150, "secure_aggregation": True}
 
 
