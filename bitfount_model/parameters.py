@@ -204,6 +204,11 @@ def stray_values(name: str, value: Tensor, allowed: Tensor | None = None) -> lis
     return [f"{quoted(name)} has {count} of {value.numel()} values that are NaN or infinite"] if count else []
 
 
+def euclidean_norm(params: Parameters) -> float:
+    """The norm over all finite floating-point values, in float64; infinite only where it is no float64."""
+    return math.hypot(*(_norm(value.detach()) for value in params.values() if value.is_floating_point()))
+
+
 def refusal(headline: str, problems: Sequence[str]) -> ParameterError:
     """One error from all problems; the first 50 are spelled out."""
     rest = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
@@ -215,6 +220,15 @@ def quoted(name: object) -> str:
     """A name from outside, made safe and short for a message: quoted, escaped, at most about 100 characters."""
     text = repr(name)
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def _norm(value: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(value, dtype=torch.float64))
+    if 1e-150 < norm < math.inf or not value.numel():
+        return norm
+    finite = value.nan_to_num(0.0, 0.0, 0.0)  # or squares that are no float64, too large or too small
+    largest = float(finite.abs().max())
+    return largest * float(torch.linalg.vector_norm(finite / largest, dtype=torch.float64)) if largest else 0.0
 
 
 def _check_ties(state: Parameters, params: Parameters) -> None:

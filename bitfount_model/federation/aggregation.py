@@ -73,6 +73,11 @@ class RunningMean:
         return self._pods
 
     @property
+    def chosen(self) -> tuple[str, ...]:
+        """The pods whose updates the mean is made of: all."""
+        return self._pods
+
+    @property
     def weight(self) -> float:
         """The sum of the weights that are in; the number of pods if they are not weighted."""
         return float(self._total)

@@ -118,6 +118,8 @@ class _Sums(fields.Field[MetricSums]):
 
 
 class SpentSchema(Schema):
+    """What a pod's updates have told so far."""
+
     class Meta:
         unknown = RAISE
 

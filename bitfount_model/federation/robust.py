@@ -34,7 +34,7 @@ from torch import Tensor
 from bitfount_model.data.names import suggestion
 from bitfount_model.errors import ConfigurationError, ParameterError
 from bitfount_model.federation.aggregation import RunningMean, checked_weight
-from bitfount_model.parameters import check_compatible, quoted
+from bitfount_model.parameters import check_compatible, euclidean_norm, quoted
 from bitfount_model.types import Parameters
 from bitfount_model.updates import rounded_mean
 
@@ -171,12 +171,6 @@ def squared_distances(updates: Sequence[Parameters]) -> Tensor:
     return squares
 
 
-def euclidean_norm(update: Parameters) -> float:
-    """The norm over all finite floating-point values, in float64; infinite where it is no float64."""
-    floats = [value.nan_to_num(0.0, 0.0, 0.0) for value in update.values() if value.is_floating_point()]
-    return math.hypot(*(_norm(value) for value in floats))
-
-
 def scaled(update: Parameters, factor: float) -> dict[str, Tensor]:
     """The update with its finite floating-point values times a factor, each rounded once to its dtype."""
     return {
@@ -186,7 +180,7 @@ def scaled(update: Parameters, factor: float) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Aggregation:
     """One row of the module's table: the function, the settings that it reads, and the fewest pods."""
 
     rule: Rule
@@ -196,15 +190,15 @@ class _Row:
     by_rows: bool = False
 
 
-AGGREGATIONS: Mapping[str, _Row | None] = {
+AGGREGATIONS: Mapping[str, Aggregation | None] = {
     MEAN: None,
-    "median": _Row(coordinate_median, (), lambda settings: 3),
-    "trimmed_mean": _Row(trimmed_mean, ("malicious",), lambda settings: 2 * settings.malicious + 1),
-    "krum": _Row(krum, ("malicious",), lambda settings: 2 * settings.malicious + 3),
-    "multi_krum": _Row(
+    "median": Aggregation(coordinate_median, (), lambda settings: 3),
+    "trimmed_mean": Aggregation(trimmed_mean, ("malicious",), lambda settings: 2 * settings.malicious + 1),
+    "krum": Aggregation(krum, ("malicious",), lambda settings: 2 * settings.malicious + 3),
+    "multi_krum": Aggregation(
         multi_krum, ("malicious", "keep"), lambda settings: max(2 * settings.malicious + 3, settings.keep or 0)
     ),
-    "norm_clipping": _Row(norm_clipping, ("maximum_norm",), lambda settings: 1, ("maximum_norm",), by_rows=True),
+    "norm_clipping": Aggregation(norm_clipping, ("maximum_norm",), lambda settings: 1, ("maximum_norm",), by_rows=True),
 }
 """Name -> rule; None for plain averaging."""
 
@@ -253,6 +247,10 @@ class Aggregator(Protocol):
         """The pods whose updates are in."""
 
     @property
+    def chosen(self) -> tuple[str, ...]:
+        """Those of them whose updates the result is made of, once there is one."""
+
+    @property
     def weight(self) -> float:
         """The sum of their weights."""
 
@@ -271,9 +269,6 @@ class Collected:
         aggregation: a name in `AGGREGATIONS` that has a rule.
         settings: of it.
         weighted: whether norm clipping counts pods by their rows.
-
-    Attributes:
-        chosen: the pods whose updates the result is made of, once there is one.
     """
 
     def __init__(self, base: Parameters, aggregation: str, settings: RobustSettings, *, weighted: bool = True) -> None:
@@ -287,7 +282,12 @@ class Collected:
         self._weighted = weighted and row.by_rows
         self._updates: dict[str, Parameters] = {}
         self._weights: dict[str, float] = {}
-        self.chosen: tuple[str, ...] = ()
+        self._chosen: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The pods whose updates the result is made of, once there is one."""
+        return self._chosen
 
     @property
     def pods(self) -> tuple[str, ...]:
@@ -329,7 +329,7 @@ class Collected:
             )
         result = self._row.rule(self._base, list(self._updates.values()), list(self._weights.values()), self._settings)
         names = self.pods
-        self.chosen = tuple(names[position] for position in result.chosen)
+        self._chosen = tuple(names[position] for position in result.chosen)
         return result.update
 
 
@@ -345,14 +345,6 @@ def aggregator(base: Parameters, aggregation: str, given: Mapping[str, float], *
     if AGGREGATIONS[aggregation] is None:
         return RunningMean(base, weighted=weighted)
     return Collected(base, aggregation, robust_settings(aggregation, given), weighted=weighted)
-
-
-def _norm(value: Tensor) -> float:
-    largest = float(value.abs().max()) if value.numel() else 0.0
-    if not 1e-100 < largest < 1e100:  # whose squares are no float64
-        divisor = largest or 1.0
-        return divisor * float(torch.linalg.vector_norm(value / divisor, dtype=torch.float64))
-    return float(torch.linalg.vector_norm(value, dtype=torch.float64))
 
 
 def _mean_of(base: Parameters, updates: Sequence[Parameters], chosen: tuple[int, ...]) -> Aggregated:

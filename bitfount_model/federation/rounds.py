@@ -12,7 +12,7 @@ from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppin
 from bitfount_model.federation.fixed_point import SecureMean
 from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Update
-from bitfount_model.federation.robust import Collected, aggregator
+from bitfount_model.federation.robust import aggregator
 from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.federation.server_optimisers import SERVER_OPTIMISERS, ServerState, server_settings
 from bitfount_model.parameters import quoted
@@ -79,7 +79,6 @@ def close_round(
     updates: Iterable[Update],
     buffers: Iterable[str] = (),
     digest: str | None = None,
-    rows: Mapping[str, int] | None = None,
 ) -> tuple[GlobalState, RoundSummary]:
     """Adds the updates of a round to the global parameters.
 
@@ -92,7 +91,6 @@ def close_round(
         updates: in the order of the pods' names; read once.
         buffers: names of parameters that are buffers: server optimisers leave them to the plain mean.
         digest: `codec.digest` of the global parameters, where it is known already.
-        rows: pod -> the training rows that it joined with, which its update must be of; None does not look.
 
     Raises:
         QuorumError: fewer usable updates than the job's quorum.
@@ -104,7 +102,7 @@ def close_round(
     sums, by_pod, losses, refused = MetricSums({}), {}, {}, {}
     for update in updates:
         try:
-            check_belongs(update, round_number, asked, digest, rows)
+            check_belongs(update, round_number, asked, digest)
             mean.add(update.pod, update.delta, update.weight)
         except ParameterError as error:
             refused[update.pod] = str(error)
@@ -124,8 +122,7 @@ def close_round(
         raise QuorumError(f"round {round_number}: no pod has training rows behind its update", refused)
     metrics = sums.mean()
     following = _stepped(job, state, mean.mean(), metrics, buffers)
-    chosen = mean.chosen if isinstance(mean, Collected) else mean.pods
-    return following, RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight, chosen)
+    return following, RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight, mean.chosen)
 
 
 def close_secure_round(
@@ -164,9 +161,8 @@ def check_belongs(
     round_number: int,
     asked: tuple[str, ...],
     digest: str,
-    rows: Mapping[str, int] | None = None,
 ) -> None:
-    """Refuses an update of another round, of a pod that was not asked, of other global parameters, or of other rows.
+    """Refuses an update of another round, of a pod that was not asked, or of other global parameters.
 
     Raises:
         ParameterError: it does not belong to the round.
@@ -183,9 +179,4 @@ def check_belongs(
         raise ParameterError(
             f"pod {update.pod!r} started from other parameters ({quoted(update.base_digest)}) than those of round"
             f" {round_number} ({digest[:12]}…)"
-        )
-    if rows is not None and update.weight != rows.get(update.pod):
-        raise ParameterError(
-            f"the update of pod {update.pod!r} claims {quoted(update.weight)} training rows; it joined with"
-            f" {rows.get(update.pod, 'none')}"
         )

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from bitfount_model import BitfountSchema, codec
 from bitfount_model.data import Preparation
-from bitfount_model.errors import ConfigurationError, IntegrityError, SerializationError
+from bitfount_model.errors import ConfigurationError, IntegrityError, ParameterError, SerializationError
 from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import FederatedJob, job_from_json
 from bitfount_model.federation.messages import UpdateNote, note_from_json, note_of, rows_from_json
@@ -87,6 +87,7 @@ class Exchange:
     ) -> None:
         self.url = url
         self.store = Store(url, max_bytes, patience_seconds=patience_seconds)
+        self._joined: dict[str, Joined] = {}  # what was written once is read once
         self._newest: tuple[str, dict[str, Any]] | None = None
         self._notes = Store(url, MAX_NOTE_BYTES, patience_seconds=patience_seconds)
         self.longest_pause = 0.02 if is_folder(self.store) else 1.0
@@ -198,8 +199,23 @@ class Exchange:
         Raises:
             SerializationError: it is not what a pod writes.
         """
-        value = self._checked(answer_name(JOIN, pod), JoinedSchema())
-        return None if value is None else Joined(BitfountSchema.loads(value["schema"]), rows_from_json(value["rows"]))
+        if pod not in self._joined:
+            value = self._checked(answer_name(JOIN, pod), JoinedSchema())
+            if value is None:
+                return None
+            self._joined[pod] = Joined(BitfountSchema.loads(value["schema"]), rows_from_json(value["rows"]))
+        return self._joined[pod]
+
+    def check_rows(self, pod: str, rows: int) -> None:
+        """Refuses an update of other rows than a pod has joined with.
+
+        Raises:
+            ParameterError: they are others, or it has not joined.
+        """
+        joined = self.joined(pod)
+        if joined is None or rows != joined.rows.train:
+            there = "it has not joined" if joined is None else f"it joined with {joined.rows.train}"
+            raise ParameterError(f"the update of pod {pod!r} claims {rows} training rows; {there}")
 
     def put_common(self, schema: BitfountSchema) -> None:
         """Asks for statistics."""

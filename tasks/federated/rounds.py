@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from bitfount_model import codec
 from bitfount_model.errors import (
@@ -25,6 +22,7 @@ from bitfount_model.federation.messages import UpdateNote
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round, close_secure_round
+from bitfount_model.parameters import euclidean_norm
 from bitfount_model.types import Parameters
 from tasks.federated.exchange import round_phase
 from tasks.federated.federation import Federation
@@ -59,7 +57,6 @@ class Rounds:
         self._federation = federation
         exchange, store = federation.exchange, federation.store
         self._buffers = buffers_of(federation)
-        self._rows: dict[str, int] = {}
         self._opened = 0.0
         self._secure: SecureRound | None = None  # the open round's sum
         self.records = read_records(store)
@@ -156,10 +153,10 @@ class Rounds:
     def _closed(self, phase: str) -> Closed:
         """The round over updates that are seen one by one."""
         federation, job, number = self._federation, self._federation.job, self.state.round_number + 1
-        gathered = Gathered(federation, phase, self.state.parameters, self._rows)
+        gathered = Gathered(federation, phase, self.state.parameters)
         try:
             updates = gathered.updates(asked_pods(job, number))
-            state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256, self._rows)
+            state, summary = close_round(job, self.state, updates, self._buffers, self._weights.sha256)
         except QuorumError as error:
             missing = {**gathered.missing, **error.refused}
             federation.require_quorum(f"round {number}", len(gathered.norms) - len(error.refused), missing)
@@ -247,16 +244,14 @@ class Gathered:
         federation: the job, initialised.
         phase: of the round.
         expected: the global parameters.
-        rows: pod -> the training rows that it joined with; pods that are not in it yet are added as they answer.
 
     Attributes:
         notes: pod -> what it says of its update, of those that could be read.
         norms: pod -> Euclidean norm of its update.
     """
 
-    def __init__(self, federation: Federation, phase: str, expected: Parameters, rows: dict[str, int]) -> None:
+    def __init__(self, federation: Federation, phase: str, expected: Parameters) -> None:
         self._federation = federation
-        self._rows = rows
         self._phase = phase
         self._expected = expected
         self._collector = federation.collector(phase)
@@ -281,6 +276,7 @@ class Gathered:
             try:
                 if note.pod != pod:
                     raise ParameterError(f"its update says that it is of pod {note.pod!r}")
+                exchange.check_rows(pod, note.weight)
                 update = exchange.update(self._phase, note, self._expected)
             except StoreAwayError:
                 raise  # no pod is to blame
@@ -288,10 +284,8 @@ class Gathered:
                 self._unusable[pod] = f"{type(error).__name__}: {error}"
                 continue
             self.notes[pod] = note
-            if pod not in self._rows and (joined := exchange.joined(pod)) is not None:
-                self._rows[pod] = joined.rows.train
             tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
-            self.norms[pod] = norm_of(update.delta)
+            self.norms[pod] = euclidean_norm(update.delta)
             yield update
 
 
@@ -299,12 +293,6 @@ def answer_values(note: UpdateNote) -> dict[str, Any]:
     """What people see of an update while the round runs."""
     rate = note.weight / note.seconds if note.seconds else 0.0
     return {"rows_per_second": rate, "metrics": note.metrics.mean(), "train_loss": note.train_loss}
-
-
-def norm_of(delta: Parameters) -> float:
-    """The Euclidean norm over all floating-point parameters."""
-    floats = [value for value in delta.values() if value.is_floating_point()]
-    return math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in floats))
 
 
 def buffers_of(federation: Federation) -> tuple[str, ...]:

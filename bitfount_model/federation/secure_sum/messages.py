@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
 from bitfount_model.errors import SerializationError
 from bitfount_model.types import JSON
@@ -24,8 +24,29 @@ CIPHERTEXT_BYTES = 12 + 2 * SEED_BYTES + 16
 """A nonce, two shares and a tag."""
 
 
+class _Message:
+    """A message whose fields are the keys of its JSON; `_SCHEMAS` says what each may be."""
+
+    def to_json(self) -> JSON:
+        """A JSON object."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The inverse of `to_json`, for what another machine sent.
+
+        Raises:
+            SerializationError: unknown or missing keys, or bad values; lists all of them.
+        """
+        try:
+            return cls(**_SCHEMAS[cls]().load(value))
+        except ValidationError as error:
+            # marshmallow's messages name keys and say what is wanted; they hold no values.
+            raise SerializationError(f"not a message of a secure sum ({cls.__name__}): {error.messages}") from error
+
+
 @dataclass(frozen=True)
-class PublicKeys:
+class PublicKeys(_Message):
     """Step 1: what a pod publishes.
 
     Attributes:
@@ -44,22 +65,9 @@ class PublicKeys:
     commitment: bytes
     signature: bytes
 
-    def to_json(self) -> JSON:
-        """A JSON object."""
-        return _dumped(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> PublicKeys:
-        """The inverse of `to_json`, for what another machine sent.
-
-        Raises:
-            SerializationError: unknown or missing keys, or bad values; lists all of them.
-        """
-        return _loaded(_PublicKeysSchema(), cls, value)
-
 
 @dataclass(frozen=True)
-class EncryptedShare:
+class EncryptedShare(_Message):
     """Step 2: one pod's shares for another one, which alone can read them.
 
     Attributes:
@@ -74,22 +82,9 @@ class EncryptedShare:
     context: str
     ciphertext: bytes
 
-    def to_json(self) -> JSON:
-        """A JSON object."""
-        return _dumped(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> EncryptedShare:
-        """The inverse of `to_json`, for what another machine sent.
-
-        Raises:
-            SerializationError: unknown or missing keys, or bad values; lists all of them.
-        """
-        return _loaded(_EncryptedShareSchema(), cls, value)
-
 
 @dataclass(frozen=True)
-class UnmaskAnswer:
+class UnmaskAnswer(_Message):
     """Step 4: the shares that a pod hands out, one kind for each pod that shared.
 
     Attributes:
@@ -103,22 +98,6 @@ class UnmaskAnswer:
     context: str
     self_masks: Mapping[str, bytes] = field(repr=False)
     masking_keys: Mapping[str, bytes] = field(repr=False)
-
-    def to_json(self) -> JSON:
-        """A JSON object."""
-        return _dumped(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> UnmaskAnswer:
-        """The inverse of `to_json`, for what another machine sent.
-
-        Raises:
-            SerializationError: unknown or missing keys, or bad values; lists all of them.
-        """
-        return _loaded(_UnmaskAnswerSchema(), cls, value)
-
-
-_Message = TypeVar("_Message", PublicKeys, EncryptedShare, UnmaskAnswer)
 
 
 class _Bytes(fields.Field[bytes]):
@@ -155,22 +134,12 @@ class _PublicKeysSchema(_MessageSchema):
     commitment = _Bytes(32, required=True)
     signature = _Bytes(64, required=True)
 
-    @post_load
-    def make(self, data: JSON, **_: Any) -> PublicKeys:
-        """The dataclass."""
-        return PublicKeys(**data)
-
 
 class _EncryptedShareSchema(_MessageSchema):
     sender = _name()
     receiver = _name()
     context = _digest()
     ciphertext = _Bytes(CIPHERTEXT_BYTES, required=True)
-
-    @post_load
-    def make(self, data: JSON, **_: Any) -> EncryptedShare:
-        """The dataclass."""
-        return EncryptedShare(**data)
 
 
 class _UnmaskAnswerSchema(_MessageSchema):
@@ -179,14 +148,12 @@ class _UnmaskAnswerSchema(_MessageSchema):
     self_masks = fields.Dict(keys=_name(), values=_Bytes(SEED_BYTES), required=True)
     masking_keys = fields.Dict(keys=_name(), values=_Bytes(SEED_BYTES), required=True)
 
-    @post_load
-    def make(self, data: JSON, **_: Any) -> UnmaskAnswer:
-        """The dataclass."""
-        return UnmaskAnswer(**data)
 
-
-def _dumped(message: _Message) -> JSON:
-    return {name: _plain(value) for name, value in vars(message).items()}
+_SCHEMAS: Mapping[type[_Message], type[Schema]] = {
+    PublicKeys: _PublicKeysSchema,
+    EncryptedShare: _EncryptedShareSchema,
+    UnmaskAnswer: _UnmaskAnswerSchema,
+}
 
 
 def _plain(value: Any) -> Any:
@@ -195,12 +162,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
     return value
-
-
-def _loaded(schema: Schema, kind: type[_Message], value: Any) -> _Message:
-    try:
-        message: _Message = schema.load(value)
-    except ValidationError as error:
-        # marshmallow's messages name keys and say what is wanted; they hold no values.
-        raise SerializationError(f"not a message of a secure sum ({kind.__name__}): {error.messages}") from error
-    return message

@@ -24,11 +24,11 @@ from bitfount_model.federation.robust import (
     RobustSettings,
     aggregator,
     best_by_krum,
-    euclidean_norm,
     fewest_pods,
     robust_settings,
     squared_distances,
 )
+from bitfount_model.parameters import euclidean_norm
 
 GIVEN: dict[str, dict[str, float]] = {
     "mean": {},

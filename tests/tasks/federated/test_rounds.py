@@ -15,10 +15,11 @@ from bitfount_model import codec
 from bitfount_model.errors import BitfountError, QuorumError, SupersededError
 from bitfount_model.federation import MetricSums
 from bitfount_model.federation.pod import Update
+from bitfount_model.parameters import euclidean_norm
 from tasks.federated.exchange import delta_name, round_phase
 from tasks.federated.federation import Federation
 from tasks.federated.round_record import read_records
-from tasks.federated.rounds import Rounds, norm_of
+from tasks.federated.rounds import Rounds
 from tests.tasks.federated.by_hand import PODS, Told, averaged, federation_by_hand, same_bits, update_of
 from tests.tasks.federated.team import Team
 
@@ -242,7 +243,7 @@ def test_bytes_norms_and_seconds_are_those_of_the_updates(team: Team) -> None:
             value.numpy().astype(np.float64).ravel() for value in update.delta.values() if value.is_floating_point()
         ]
         assert record.norms[pod] == pytest.approx(np.linalg.norm(np.concatenate(floats)), rel=1e-12)
-        assert norm_of(update.delta) == record.norms[pod]
+        assert euclidean_norm(update.delta) == record.norms[pod]
 
 
 def test_rounds_need_pods_that_have_joined(team: Team) -> None:

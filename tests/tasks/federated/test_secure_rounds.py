@@ -354,4 +354,4 @@ def test_a_pod_that_claims_other_rows_is_not_summed(tmp_path: Any) -> None:
         patch.setattr(SecurePart, "announce", lie)
         _, _, record = closed_while(team, {})
     assert record.pods == PODS[:4]
-    assert "it claims 1000000 training rows; it joined with" in record.missing["eve"]
+    assert "claims 1000000 training rows; it joined with" in record.missing["eve"]
