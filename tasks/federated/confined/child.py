@@ -32,6 +32,7 @@ from tasks.federated.confined.channel import Channel, Message
 from tasks.federated.confined.messages import MAX_TRACE
 from tasks.federated.messages import MAX_REASON
 from tasks.job import SPLITTERS
+from tasks.memory import freed_memory_kept
 from tasks.progress import listening
 
 FROM_POD = 2**62
@@ -173,6 +174,7 @@ def met_by(error: BaseException) -> str | None:
 
 if __name__ == "__main__":
     try:
-        main(*map(int, sys.argv[1:]))
+        with freed_memory_kept():
+            main(*map(int, sys.argv[1:]))
     except ConnectionError:
         os._exit(0)  # the pod has gone, and whatever the model still runs goes with it
