@@ -8,7 +8,6 @@ safetensors package writes metadata in an order that changes from call to call.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bitfount_model.errors import ParameterError, WeightsFileError
+from bitfount_model.files import sha256_of
 from bitfount_model.parameters import check_compatible, check_finite, quoted
 from bitfount_model.types import Parameters
 
@@ -87,12 +87,29 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
     """Writes parameters as safetensors bytes; any safetensors reader can read them.
 
     Args:
+        params: as for `pieces`.
+        metadata: as for `pieces`.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ParameterError: as `pieces`.
+    """
+    return b"".join(pieces(params, metadata))
+
+
+def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> list[memoryview]:
+    """The bytes of `encode` in pieces that follow each other, for whoever writes them down at once: values are not copied.
+
+    Args:
         params: name -> dense tensor, on any device, contiguous or not; tensors that share memory are written apart.
         metadata: text to keep with them. None or empty writes none.
 
     Returns:
-        The file's bytes: a function of names, shapes, dtypes, values and metadata alone. Wide dtypes come first,
-        so that every tensor is aligned, then names in order.
+        Views of bytes, of which those of values on the CPU in row order change when the tensors do. Joined, they are a
+        function of names, shapes, dtypes, values and metadata alone. Wide dtypes come first, so that every tensor is
+        aligned, then names in order.
 
     Raises:
         ParameterError: a dtype, layout, name or metadata that a weights file cannot hold. Values are not looked at:
@@ -122,7 +139,7 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ParameterError(f"the header would take {len(text)} bytes, at most {MAX_HEADER_BYTES} can be read back")
-    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+    return [memoryview(len(text).to_bytes(8, "little") + text), *chunks]
 
 
 def decode(
@@ -183,7 +200,7 @@ def digest(params: Parameters) -> str:
     Raises:
         ParameterError: as `encode`.
     """
-    return hashlib.sha256(encode(params)).hexdigest()
+    return sha256_of(pieces(params))
 
 
 def _unwritable(name: object, value: object) -> Iterator[str]:

@@ -40,6 +40,17 @@ def check_store(store: Store) -> None:
     with pytest.raises(IntegrityError, match="passing"):
         store.put("passing", b"four", durable=False)
 
+    sha256 = hashlib.sha256(b"seven").hexdigest()
+    named = store.put_named_by_digest(lambda digest: f"named/{digest}.bin", [b"se", memoryview(b"ven")])
+    assert (named.name, named.sha256, named.size) == (f"named/{sha256}.bin", sha256, 5)
+    assert store.get(named.name, sha256) == b"seven"
+    assert store.put_named_by_digest(lambda digest: f"named/{digest}.bin", [b"seven"]) == named
+    store.put("named/other.bin", b"eight")
+    with pytest.raises(IntegrityError, match="named/other"):
+        store.put_named_by_digest(lambda digest: "named/other.bin", [b"seven"], durable=False)
+    with pytest.raises(StorageError, match="not the name"):
+        store.put_named_by_digest(lambda digest: f"../{digest}", [b"seven"])
+
     other = Store(store.url)
     assert not other.has("round/1/update"), "asked before it is there"
     store.put("round/1/update", b"five")
@@ -67,6 +78,8 @@ def check_size_limit(small: Store) -> None:
     """A store made with `max_bytes=10` refuses more, on writing and on reading."""
     with pytest.raises(StorageError, match="at most 10"):
         small.put("large", bytes(11))
+    with pytest.raises(StorageError, match="at most 10"):
+        small.put_named_by_digest(lambda digest: digest, [bytes(10), bytes(1)])
     assert not small.has("large")
     Store(small.url).put("large", bytes(11))
     with pytest.raises(StorageError, match="limit of 10"):

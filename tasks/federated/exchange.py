@@ -26,7 +26,6 @@ What a pod wrote is checked by a schema when it is read, and so is what the mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -257,9 +256,7 @@ class Exchange:
 
     def put_weights(self, parameters: Parameters) -> Reference:
         """Global parameters, under their digest."""
-        content = codec.encode(parameters)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return self.store.put(f"weights/{sha256}.safetensors", content, sha256=sha256)
+        return self.store.put_named_by_digest(lambda sha256: f"weights/{sha256}.safetensors", codec.pieces(parameters))
 
     def weights(self, reference: Reference) -> dict[str, Any]:
         """Global parameters, held against their digest. The newest are kept: pods of one process share them, and change none.
@@ -296,10 +293,10 @@ class Exchange:
     def put_update(self, update: Update) -> None:
         """A pod's answer to a round; the delta first, the note that names it last. A second answer changes nothing."""
         phase = round_phase(update.round_number)
-        content = codec.encode(update.delta)
-        sha256 = hashlib.sha256(content).hexdigest()
-        self.store.put(delta_name(phase, update.pod, sha256), content, durable=False, sha256=sha256)
-        self._put_once(answer_name(phase, update.pod), note_of(update, sha256, len(content)).to_json())
+        delta = self.store.put_named_by_digest(
+            lambda sha256: delta_name(phase, update.pod, sha256), codec.pieces(update.delta), durable=False
+        )
+        self._put_once(answer_name(phase, update.pod), note_of(update, delta.sha256, delta.size).to_json())
 
     def update_note(self, phase: str, pod: str) -> UpdateNote | None:
         """What a pod says of its update, or None while there is none.
@@ -341,9 +338,9 @@ class Exchange:
 
     def put_predictions(self, pod: str, predictions: Tensor, keys: Iterable[Any] | None) -> None:
         """A pod's predictions, `(rows, ...)`, and their rows' keys. A second answer changes nothing."""
-        content = codec.encode({"predictions": predictions})
-        name = f"{PREDICTION}/{pod}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-        reference = self.store.put(name, content)
+        reference = self.store.put_named_by_digest(
+            lambda sha256: f"{PREDICTION}/{pod}.{sha256[:16]}.safetensors", codec.pieces({"predictions": predictions})
+        )
         self._put_once(answer_name(PREDICTION, pod), {"array": asdict(reference), "keys": plain_keys(keys)})
 
     def predictions(self, pod: str) -> PredictReturnType | None:

@@ -179,9 +179,9 @@ class Rounds:
     def _kept_server(self, state: GlobalState) -> Reference | None:
         if not state.server:
             return None
-        content = codec.encode(state.server)
-        sha256 = codec.digest(state.server)
-        return self._federation.store.put(f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", content)
+        return self._federation.store.put_named_by_digest(
+            lambda sha256: f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", codec.pieces(state.server)
+        )
 
     def _best_after(self, round_number: int, metrics: Mapping[str, float]) -> EarlyStoppingState | None:
         if self._federation.job.best is None:

@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +59,12 @@ class Channel:
         self._copy = bytearray()
         self._owner = os.getpid()
 
-    def send(self, header: JSON, body: bytes | memoryview = b"") -> None:
+    def send(self, header: JSON, body: Sequence[bytes | memoryview] = ()) -> None:
         """Says something.
+
+        Args:
+            header: a JSON object.
+            body: bytes that belong to it, in pieces that follow each other.
 
         Raises:
             ConnectionError: the other side has gone.
@@ -67,12 +72,11 @@ class Channel:
         if os.getpid() != self._owner:
             os._exit(1)  # a copy of the process, which the model made, has no say here
         text = json.dumps(header).encode()
-        if len(body):
-            os.ftruncate(self._shared, len(body))
-            place, view = 0, memoryview(body).cast("B")
-            while place < len(view):
-                place += os.pwrite(self._shared, view[place:], place)
-        rest = memoryview(LENGTHS.pack(len(text), len(body)) + text)
+        length = sum(map(len, body))
+        if length:
+            os.ftruncate(self._shared, length)
+            self._write_file(body)
+        rest = memoryview(LENGTHS.pack(len(text), length) + text)
         while len(rest):
             try:
                 rest = rest[self._socket.send(rest) :]
@@ -105,6 +109,14 @@ class Channel:
         """Ends it."""
         self._socket.close()
         os.close(self._shared)
+
+    def _write_file(self, pieces: Sequence[bytes | memoryview]) -> None:
+        place = 0
+        for piece in pieces:
+            view = memoryview(piece)
+            while len(view):
+                count = os.pwrite(self._shared, view, place)
+                view, place = view[count:], place + count
 
     def _read_file(self, length: int) -> memoryview:
         if self._trusting and length:
