@@ -143,7 +143,11 @@ def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> lis
 
 
 def decode(
-    data: bytes | bytearray | memoryview, *, expected: Parameters | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+    data: bytes | bytearray | memoryview,
+    *,
+    expected: Parameters | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    in_place: bool = False,
 ) -> Weights:
     """Reads safetensors bytes that may come from anyone; nothing in them is ever executed.
 
@@ -152,9 +156,11 @@ def decode(
         expected: the model's parameters. If given, names, shapes and dtypes must be theirs, the result has their
             order, and an infinity passes only where they hold the same one. If None, no infinity passes.
         max_bytes: the largest file that is looked into.
+        in_place: whether the tensors may be views of `data` instead of copies, where it can be written to and they lie
+            as their dtypes want it; then the caller leaves it as it is.
 
     Returns:
-        The parameters, each tensor with memory of its own, and the metadata.
+        The parameters, each tensor with memory of its own unless they are wanted in place, and the metadata.
 
     Raises:
         WeightsFileError: the bytes are of another format, too large, cut short, or break a rule of the format; the
@@ -166,7 +172,7 @@ def decode(
     metadata, entries = _parsed(bytes(view[8:header_stop]))
     values = view[header_stop:]
     _check_places(entries, len(values))
-    params = {entry.name: _tensor(entry, values[entry.start : entry.stop]) for entry in entries}
+    params = {entry.name: _tensor(entry, values[entry.start : entry.stop], in_place) for entry in entries}
     if expected is None:
         try:
             check_finite(params, what="the weights file")
@@ -324,10 +330,12 @@ def _check_places(entries: Sequence[_Entry], size: int) -> None:
         raise _refused(f"its tensors take {position} bytes, {size} are there: {state}")
 
 
-def _tensor(entry: _Entry, values: memoryview) -> Tensor:
+def _tensor(entry: _Entry, values: memoryview, in_place: bool) -> Tensor:
     if not len(values):
         return torch.empty(entry.shape, dtype=entry.dtype)
-    raw = np.frombuffer(values, dtype=np.uint8).copy()  # one copy of the values, into memory of its own
+    raw = np.frombuffer(values, dtype=np.uint8)
+    if not in_place or values.readonly or raw.ctypes.data % entry.dtype.itemsize:
+        raw = raw.copy()  # one copy of the values, into memory of its own
     if entry.dtype == torch.bool and raw.max() > 1:
         raise _refused(f"{quoted(entry.name)} is boolean, but has bytes other than 0 and 1")
     return torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)

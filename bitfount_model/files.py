@@ -11,7 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from bitfount_model.errors import StorageError
+
+_BLOCK = 2**20  # stays in a core's cache between its reading and its digest
 
 # How file systems without hard links (FAT, some network and FUSE ones) refuse to make one.
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
@@ -94,6 +98,28 @@ def create_named_by_digest(
             digest = beside.submit(sha256_of, pieces)
             _write(part, pieces, durable)
         return digest.result(), _link(part, part.with_name(name(digest.result())))
+
+
+def read_digested(path: str | os.PathLike[str]) -> tuple[memoryview, str]:
+    """Reads a file into new memory, and digests each block as soon as it has been read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its bytes, which may be changed, and their sha256 as 64 hexadecimal digits.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    found = hashlib.sha256()
+    with Path(path).open("rb", buffering=0) as stream:
+        content = memoryview(np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8))  # not set to 0 first
+        place = 0
+        while count := stream.readinto(content[place : place + _BLOCK]):
+            found.update(content[place : place + count])
+            place += count
+    return content[:place], found.hexdigest()
 
 
 def sha256_of(pieces: Sequence[bytes | memoryview]) -> str:

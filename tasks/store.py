@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError, StoreAwayError
-from bitfount_model.files import create_atomically, create_named_by_digest, sha256_of
+from bitfount_model.files import create_atomically, create_named_by_digest, read_digested, sha256_of
 from tasks.layout import manifest_name
 
 MAX_BYTES = 16 * 2**30
@@ -222,15 +222,30 @@ class Store:
             StorageError: it is not there, too large, or cannot be read.
             IntegrityError: its bytes are others than those that were written.
         """
-        content = self.find(name)
-        if content is None:
-            raise StorageError(f"there is no {name} in {self.url}")
-        found = hashlib.sha256(content).hexdigest()
-        if sha256 is not None and found != sha256:
-            raise IntegrityError(
-                f"{name} in {self.url} has sha256 {found[:16]}…, wanted {sha256[:16]}…: it was changed since it was written,"
-                " or another job wrote here. Use another job id."
-            )
+        content = self._there(name, self.find(name))
+        if sha256 is not None:
+            self._check_digest(name, hashlib.sha256(content).hexdigest(), sha256)
+        return content
+
+    def load(self, name: str, sha256: str) -> memoryview:
+        """Reads a large artifact as `get` does, into memory that is the caller's alone; a folder's are digested on the way.
+
+        Args:
+            name: as it was written.
+            sha256: the digest that the bytes must have.
+
+        Returns:
+            The bytes, which may be changed.
+
+        Raises:
+            StorageError, IntegrityError: as `get`.
+        """
+        if not self._local:
+            return memoryview(bytearray(self.get(name, sha256)))
+        path = self._path(name)
+        found = self._patiently(f"read {name} from", lambda: self._digested(path, name))
+        content, digest = self._there(name, found)
+        self._check_digest(name, digest, sha256)
         return content
 
     def find(self, name: str) -> bytes | None:
@@ -265,6 +280,18 @@ class Store:
         path = self._path(name)
         return path if self._local else str(self._fs.unstrip_protocol(path))
 
+    def _there(self, name: str, found: T | None) -> T:
+        if found is None:
+            raise StorageError(f"there is no {name} in {self.url}")
+        return found
+
+    def _check_digest(self, name: str, found: str, wanted: str) -> None:
+        if found != wanted:
+            raise IntegrityError(
+                f"{name} in {self.url} has sha256 {found[:16]}…, wanted {wanted[:16]}…: it was changed since it was written,"
+                " or another job wrote here. Use another job id."
+            )
+
     def _path(self, name: str) -> str:
         if not NAME.fullmatch(name):
             raise StorageError(
@@ -282,15 +309,28 @@ class Store:
         return None if info["type"] == "directory" else int(info["size"])
 
     def _read(self, path: str, name: str) -> bytes | None:
-        size = self._size(path)
-        if size is None:
+        if not self._is_there(path, name):
             return None
-        if size > self.max_bytes:
-            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
         try:
             return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
+
+    def _digested(self, path: str, name: str) -> tuple[memoryview, str] | None:
+        """The bytes of a file in new memory, and the sha256 of what was read."""
+        if not self._is_there(path, name):
+            return None
+        try:
+            return read_digested(path)
+        except FileNotFoundError:
+            return None
+
+    def _is_there(self, path: str, name: str) -> bool:
+        """Whether there is an artifact, which is not too large."""
+        size = self._size(path)
+        if size is not None and size > self.max_bytes:
+            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
+        return size is not None
 
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):

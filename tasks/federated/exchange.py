@@ -265,8 +265,9 @@ class Exchange:
             reference: whose `sha256` is also `codec.digest` of the parameters.
         """
         if self._newest is None or self._newest[0] != reference.sha256:
-            content = self.store.get(reference.name, reference.sha256)
-            self._newest = (reference.sha256, codec.decode(content, max_bytes=self.store.max_bytes).params)
+            content = self.store.load(reference.name, reference.sha256)
+            params = codec.decode(content, max_bytes=self.store.max_bytes, in_place=True).params
+            self._newest = (reference.sha256, params)
         return self._newest[1]
 
     def ask(self, phase: str, asked: Asked) -> None:
@@ -314,8 +315,9 @@ class Exchange:
             ParameterError: its delta is not that of the model.
             StorageError: its delta is not there, or is another one.
         """
-        content = self.store.get(delta_name(phase, note.pod, note.delta_sha256), note.delta_sha256)
-        return note.update(codec.decode(content, expected=expected, max_bytes=self.store.max_bytes).params)
+        content = self.store.load(delta_name(phase, note.pod, note.delta_sha256), note.delta_sha256)
+        decoded = codec.decode(content, expected=expected, max_bytes=self.store.max_bytes, in_place=True)
+        return note.update(decoded.params)
 
     def forget_update(self, phase: str, note: UpdateNote) -> None:
         """Removes a delta that has been added."""

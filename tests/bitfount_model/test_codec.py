@@ -70,6 +70,20 @@ def test_pieces_are_the_bytes_of_a_file_without_a_copy_of_the_values() -> None:
     assert b"".join(found) == encode(params, {"round": "3"})
 
 
+def test_tensors_are_views_of_bytes_that_may_be_written_to_where_they_are_wanted_in_place() -> None:
+    params = every_dtype()
+    data = bytearray(encode(params))
+    assert_same(decode(data, in_place=True).params, params)
+    assert_same(decode(bytes(data), in_place=True).params, params)
+    shifted = memoryview(bytearray(b"-" + encode(params)))[1:]
+    assert_same(decode(shifted, in_place=True).params, params)
+
+    data = bytearray(encode({"weight": torch.ones(3)}))
+    place, copy = decode(data, in_place=True).params["weight"], decode(data).params["weight"]
+    data[-4:] = bytes(4)
+    assert place.tolist() == [1, 1, 0] and copy.tolist() == [1, 1, 1]
+
+
 def test_the_safetensors_package_reads_what_is_written_and_writes_what_is_read() -> None:
     params = every_dtype()
     assert_same(safetensors.torch.load(encode(params)), params)

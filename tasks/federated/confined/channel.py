@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bitfount_model.errors import ConfinementError
 from bitfount_model.types import JSON
 
@@ -35,7 +37,8 @@ class Message:
 
     Attributes:
         header: a JSON object.
-        body: bytes that belong to it, often none; they stay until the channel is used again.
+        body: bytes that belong to it, often none, which may be changed; where the other side is trusted they stay until the
+            channel is used again.
     """
 
     header: JSON
@@ -56,7 +59,6 @@ class Channel:
         self._socket = connected
         self._shared = shared
         self._trusting = trusting
-        self._copy = bytearray()
         self._owner = os.getpid()
 
     def send(self, header: JSON, body: Sequence[bytes | memoryview] = ()) -> None:
@@ -120,16 +122,14 @@ class Channel:
 
     def _read_file(self, length: int) -> memoryview:
         if self._trusting and length:
-            return memoryview(mmap.mmap(self._shared, length, prot=mmap.PROT_READ))
-        if len(self._copy) < length:  # kept, as new memory costs more than the copy itself
-            self._copy = bytearray(length)
-        view, place = memoryview(self._copy)[:length], 0
+            return memoryview(mmap.mmap(self._shared, length, access=mmap.ACCESS_COPY))
+        view, place = memoryview(np.empty(length, dtype=np.uint8)), 0  # not set to 0 first
         while place < length:
             count = os.preadv(self._shared, [view[place:]], place)
             if not count:
                 raise ConfinementError(f"the model's process sends {place} bytes where it says that there are {length}")
             place += count
-        return view.toreadonly()
+        return view
 
     def _read(self, length: int) -> bytearray | None:
         """So many bytes of the socket; None where there are fewer."""

@@ -107,7 +107,7 @@ class Answers:
         def on_batch(count: BatchCount) -> None:
             self._channel.send({"batch": asdict(count)})
 
-        parameters = codec.decode(body).params
+        parameters = codec.decode(body, in_place=True).params
         update = self._session.fit(round_number, parameters, base_digest=base_digest, on_batch=on_batch)
         loss = update.train_loss if update.train_loss is not None and math.isfinite(update.train_loss) else None
         header = {"weight": update.weight, "metrics": update.metrics.to_json(), "train_loss": loss}

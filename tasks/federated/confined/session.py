@@ -181,7 +181,7 @@ class ConfinedSession(PodSession):
                 raise ConfinementError(
                     f"the model's process says that it trained on {fitted.weight} rows, there are {self._training_rows}"
                 )
-            delta = codec.decode(answer.body, expected=parameters).params
+            delta = codec.decode(answer.body, expected=parameters, in_place=True).params
             return Update(
                 pod=self.pod.name, round_number=round_number, base_digest=base_digest, delta=delta, **vars(fitted)
             )
