@@ -59,6 +59,7 @@ class Rounds:
         self._buffers = buffers_of(federation)
         self._opened = 0.0
         self._secure: SecureRound | None = None  # the open round's sum
+        self._added: dict[str, UpdateNote] | None = None  # pod -> what can be removed once the next round is open
         self.records = read_records(store)
         if self.records:
             self._weights = self.records[-1].weights
@@ -105,6 +106,7 @@ class Rounds:
         if federation.job.secure_aggregation:
             self._secure = SecureRound(federation, number, self.state.parameters, self._weights.sha256, pods)
         federation.exchange.ask(round_phase(number), Asked(pods, self._weights))
+        self._tidy_added()  # while pods train
         return {"round": number, "pods": list(pods)}
 
     @property
@@ -147,7 +149,9 @@ class Rounds:
         if self._secure is not None:
             self._secure.forget()
             self._secure = None
-        self._tidy(closed.notes)
+        self._added = closed.notes
+        if self.are_over:
+            self._tidy_added()
         return record
 
     def _closed(self, phase: str) -> Closed:
@@ -189,6 +193,11 @@ class Rounds:
         before = self.records[-1].best if self.records else None
         chooser = selection(self._federation.job.best)
         return chooser.update(before or EarlyStoppingState(), round_number, metrics)
+
+    def _tidy_added(self) -> None:
+        if self._added is not None:
+            self._tidy(self._added)
+            self._added = None
 
     def _tidy(self, notes: dict[str, UpdateNote] | None = None) -> None:
         """Removes what no later round needs: deltas that were added, parameters that are neither the newest nor the best."""
