@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,9 @@ from tasks.federated.secure_round import SecureRound
 from tasks.progress import tell
 from tasks.session import require, threads
 from tasks.store import Reference
+
+READ_AHEAD = 2
+"""So many updates are read, each by a thread of its own, while another is added."""
 
 
 class Rounds:
@@ -279,23 +284,38 @@ class Gathered:
         return self._collector.waited
 
     def updates(self, pods: tuple[str, ...]) -> Iterator[Update]:
-        """The updates, one in memory at a time."""
+        """The updates in the order of `pods`, at most `READ_AHEAD` more in memory than the one that is given."""
         exchange = self._federation.exchange
-        for pod, note in self._collector.answers(pods, lambda pod: exchange.update_note(self._phase, pod)):
-            try:
-                if note.pod != pod:
-                    raise ParameterError(f"its update says that it is of pod {note.pod!r}")
-                exchange.check_rows(pod, note.weight)
-                update = exchange.update(self._phase, note, self._expected)
-            except StoreAwayError:
-                raise  # no pod is to blame
-            except (ParameterError, StorageError) as error:
-                self._unusable[pod] = f"{type(error).__name__}: {error}"
-                continue
-            self.notes[pod] = note
-            tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
-            self.norms[pod] = euclidean_norm(update.delta)
-            yield update
+        being_read: deque[tuple[str, UpdateNote, Future[tuple[Update, float]]]] = deque()
+        with ThreadPoolExecutor(READ_AHEAD) as readers:
+            for pod, note in self._collector.answers(pods, lambda pod: exchange.update_note(self._phase, pod)):
+                being_read.append((pod, note, readers.submit(self._read, pod, note)))
+                if len(being_read) == READ_AHEAD:
+                    yield from self._usable(*being_read.popleft())
+            while being_read:
+                yield from self._usable(*being_read.popleft())
+
+    def _read(self, pod: str, note: UpdateNote) -> tuple[Update, float]:
+        """A pod's update and its norm; what it takes is done by the operating system, hashlib and torch, beside other threads."""
+        if note.pod != pod:
+            raise ParameterError(f"its update says that it is of pod {note.pod!r}")
+        exchange = self._federation.exchange
+        exchange.check_rows(pod, note.weight)
+        update = exchange.update(self._phase, note, self._expected)
+        return update, euclidean_norm(update.delta)
+
+    def _usable(self, pod: str, note: UpdateNote, read: Future[tuple[Update, float]]) -> Iterator[Update]:
+        """The update, unless it cannot be used."""
+        try:
+            update, norm = read.result()
+        except StoreAwayError:
+            raise  # no pod is to blame
+        except (ParameterError, StorageError) as error:
+            self._unusable[pod] = f"{type(error).__name__}: {error}"
+            return
+        self.notes[pod], self.norms[pod] = note, norm
+        tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
+        yield update
 
 
 def answer_values(note: UpdateNote) -> dict[str, Any]:
