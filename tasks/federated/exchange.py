@@ -89,7 +89,7 @@ class Exchange:
         self._joined: dict[str, Joined] = {}  # what was written once is read once
         self._newest: tuple[str, dict[str, Any]] | None = None
         self._notes = Store(url, MAX_NOTE_BYTES, patience_seconds=patience_seconds)
-        self.longest_pause = 0.02 if is_folder(self.store) else 1.0
+        self.longest_pause = 0.01 if is_folder(self.store) else 1.0
 
     def awaited(self, look: Callable[[], Value | None], seconds: float) -> Value | None:
         """Looks again and again, ever more slowly, until there is something or the time is up.
