@@ -8,7 +8,6 @@ safetensors package writes metadata in an order that changes from call to call.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bitfount_model.errors import ParameterError, WeightsFileError
+from bitfount_model.files import sha256_of
 from bitfount_model.parameters import check_compatible, check_finite, quoted
 from bitfount_model.types import Parameters
 
@@ -87,12 +87,29 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
     """Writes parameters as safetensors bytes; any safetensors reader can read them.
 
     Args:
+        params: as for `pieces`.
+        metadata: as for `pieces`.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ParameterError: as `pieces`.
+    """
+    return b"".join(pieces(params, metadata))
+
+
+def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> list[memoryview]:
+    """The bytes of `encode` in pieces that follow each other, for whoever writes them down at once: values are not copied.
+
+    Args:
         params: name -> dense tensor, on any device, contiguous or not; tensors that share memory are written apart.
         metadata: text to keep with them. None or empty writes none.
 
     Returns:
-        The file's bytes: a function of names, shapes, dtypes, values and metadata alone. Wide dtypes come first,
-        so that every tensor is aligned, then names in order.
+        Views of bytes, of which those of values on the CPU in row order change when the tensors do. Joined, they are a
+        function of names, shapes, dtypes, values and metadata alone. Wide dtypes come first, so that every tensor is
+        aligned, then names in order.
 
     Raises:
         ParameterError: a dtype, layout, name or metadata that a weights file cannot hold. Values are not looked at:
@@ -122,11 +139,15 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ParameterError(f"the header would take {len(text)} bytes, at most {MAX_HEADER_BYTES} can be read back")
-    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+    return [memoryview(len(text).to_bytes(8, "little") + text), *chunks]
 
 
 def decode(
-    data: bytes | bytearray | memoryview, *, expected: Parameters | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+    data: bytes | bytearray | memoryview,
+    *,
+    expected: Parameters | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    in_place: bool = False,
 ) -> Weights:
     """Reads safetensors bytes that may come from anyone; nothing in them is ever executed.
 
@@ -135,9 +156,11 @@ def decode(
         expected: the model's parameters. If given, names, shapes and dtypes must be theirs, the result has their
             order, and an infinity passes only where they hold the same one. If None, no infinity passes.
         max_bytes: the largest file that is looked into.
+        in_place: whether the tensors may be views of `data` instead of copies, where it can be written to and they lie
+            as their dtypes want it; then the caller leaves it as it is.
 
     Returns:
-        The parameters, each tensor with memory of its own, and the metadata.
+        The parameters, each tensor with memory of its own unless they are wanted in place, and the metadata.
 
     Raises:
         WeightsFileError: the bytes are of another format, too large, cut short, or break a rule of the format; the
@@ -149,7 +172,7 @@ def decode(
     metadata, entries = _parsed(bytes(view[8:header_stop]))
     values = view[header_stop:]
     _check_places(entries, len(values))
-    params = {entry.name: _tensor(entry, values[entry.start : entry.stop]) for entry in entries}
+    params = {entry.name: _tensor(entry, values[entry.start : entry.stop], in_place) for entry in entries}
     if expected is None:
         try:
             check_finite(params, what="the weights file")
@@ -183,7 +206,7 @@ def digest(params: Parameters) -> str:
     Raises:
         ParameterError: as `encode`.
     """
-    return hashlib.sha256(encode(params)).hexdigest()
+    return sha256_of(pieces(params))
 
 
 def _unwritable(name: object, value: object) -> Iterator[str]:
@@ -307,10 +330,12 @@ def _check_places(entries: Sequence[_Entry], size: int) -> None:
         raise _refused(f"its tensors take {position} bytes, {size} are there: {state}")
 
 
-def _tensor(entry: _Entry, values: memoryview) -> Tensor:
+def _tensor(entry: _Entry, values: memoryview, in_place: bool) -> Tensor:
     if not len(values):
         return torch.empty(entry.shape, dtype=entry.dtype)
-    raw = np.frombuffer(values, dtype=np.uint8).copy()  # one copy of the values, into memory of its own
+    raw = np.frombuffer(values, dtype=np.uint8)
+    if not in_place or values.readonly or raw.ctypes.data % entry.dtype.itemsize:
+        raw = raw.copy()  # one copy of the values, into memory of its own
     if entry.dtype == torch.bool and raw.max() > 1:
         raise _refused(f"{quoted(entry.name)} is boolean, but has bytes other than 0 and 1")
     return torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)

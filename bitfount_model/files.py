@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from bitfount_model.errors import StorageError
+
+_BLOCK = 2**20  # stays in a core's cache between its reading and its digest
 
 # How file systems without hard links (FAT, some network and FUSE ones) refuse to make one.
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
@@ -28,10 +35,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         StorageError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
     target = Path(path)
-    part = _part_of(target)
+    part = _part_in(target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write(part, content, durable=True)
+        _write(part, [content], durable=True)
         part.replace(target)
     except OSError as error:
         with suppress(OSError):
@@ -60,14 +67,79 @@ def create_atomically(path: str | os.PathLike[str], content: bytes, *, durable: 
     target = Path(path)
     if target.exists():
         return False
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent)) from error
-    part = _part_of(target)
-    try:
-        _write(part, content, durable)
+    with _new_part(target.parent) as part:
+        _write(part, [content], durable)
         return _link(part, target)
+
+
+def create_named_by_digest(
+    folder: str | os.PathLike[str],
+    name: Callable[[str], str],
+    pieces: Sequence[bytes | memoryview],
+    *,
+    durable: bool = True,
+) -> tuple[str, bool]:
+    """As `create_atomically`, for a file whose name tells its sha256: that is computed while the bytes are written.
+
+    Args:
+        folder: where the file is made; missing folders are made too.
+        name: gives the file's name for the 64 hexadecimal digits.
+        pieces: the bytes, in pieces that follow each other.
+        durable: as for `create_atomically`.
+
+    Returns:
+        The digest, and what `create_atomically` gives.
+
+    Raises:
+        OSError: as `create_atomically`.
+    """
+    with _new_part(Path(folder)) as part:
+        with ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(sha256_of, pieces)
+            _write(part, pieces, durable)
+        return digest.result(), _link(part, part.with_name(name(digest.result())))
+
+
+def read_digested(path: str | os.PathLike[str]) -> tuple[memoryview, str]:
+    """Reads a file into new memory, and digests each block as soon as it has been read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its bytes, which may be changed, and their sha256 as 64 hexadecimal digits.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    found = hashlib.sha256()
+    with Path(path).open("rb", buffering=0) as stream:
+        content = memoryview(np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8))  # not set to 0 first
+        place = 0
+        while count := stream.readinto(content[place : place + _BLOCK]):
+            found.update(content[place : place + count])
+            place += count
+    return content[:place], found.hexdigest()
+
+
+def sha256_of(pieces: Sequence[bytes | memoryview]) -> str:
+    """The sha256 of bytes in pieces that follow each other, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
+
+
+@contextmanager
+def _new_part(folder: Path) -> Iterator[Path]:
+    """The path of a file that is not there yet, and is not there afterwards, in a folder that is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+    part = _part_in(folder)
+    try:
+        yield part
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -88,13 +160,13 @@ def _link(part: Path, target: Path) -> bool:
     return True
 
 
-def _part_of(target: Path) -> Path:
-    return target.with_name(f".{secrets.token_hex(8)}.part")
+def _part_in(folder: Path) -> Path:
+    return folder / f".{secrets.token_hex(8)}.part"
 
 
-def _write(part: Path, content: bytes, durable: bool) -> None:
+def _write(part: Path, pieces: Sequence[bytes | memoryview], durable: bool) -> None:
     with part.open("xb") as stream:
-        stream.write(content)
+        stream.writelines(pieces)
         if durable:
             stream.flush()
             os.fsync(stream.fileno())

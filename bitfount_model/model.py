@@ -613,8 +613,11 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         Raises:
             ParameterError: a name is missing or extra, a shape or dtype differs, or a value is not finite.
         """
-        parameters.check_compatible(self.get_param_states(), new_model_params, what="the new parameters")
-        public = parameters.public_names(self.state_dict())
+        self._need_network("update_params")
+        state = parameters.live(self)
+        public = parameters.public_names(state)
+        own = {public[name]: value for name, value in state.items()}
+        parameters.check_compatible(own, new_model_params, what="the new parameters")
         parameters.update_module(self, {name: new_model_params[public[name]] for name in public})
 
     @staticmethod

@@ -1,7 +1,8 @@
 """Between models and the rest: parameters as named tensors, read from a module, checked and written into it.
 
 Every function is pure but `update_module`, which changes the module it is given and nothing else. Nothing returned
-shares memory with an argument. `updates` computes with parameters, `parameter_lists` and `codec` write them down.
+shares memory with an argument, but for what `live` gives. `updates` computes with parameters, `parameter_lists` and
+`codec` write them down.
 
 Infinities that a model holds on purpose (an attention mask registered as a buffer) are let through where both sides
 agree; every other value that is not finite is refused by name.
@@ -85,14 +86,30 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ParameterError: an entry of the state dict is no dense tensor of a supported dtype, or is not initialised yet.
     """
-    state = module.state_dict()
-    problems = [problem for name, value in state.items() for problem in unusable(name, value)]
-    if problems:
-        raise refusal("the model's state dict cannot be sent or saved", problems)
+    state = live(module)
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
+
+
+def live(module: nn.Module) -> Mapping[str, Tensor]:
+    """The parameters and persistent buffers of a module themselves, to be looked at: training changes them.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Its state dict.
+
+    Raises:
+        ParameterError: as `snapshot`.
+    """
+    state: Mapping[str, Tensor] = module.state_dict()
+    problems = [problem for name, value in state.items() for problem in unusable(name, value)]
+    if problems:
+        raise refusal("the model's state dict cannot be sent or saved", problems)
+    return state
 
 
 def update_module(module: nn.Module, params: Parameters) -> None:

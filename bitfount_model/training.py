@@ -21,7 +21,7 @@ from bitfount_model.epoch_end_hooks import EpochEndHooks
 from bitfount_model.errors import DivergedError, MissingSplitError
 from bitfount_model.fit_course import EpochRecord, FitCourse
 from bitfount_model.metrics import MetricCollection
-from bitfount_model.parameters import public_names
+from bitfount_model.parameters import public_names, stray_values
 from bitfount_model.seeding import seeded
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def check_finite_parameters(model: PyTorchBitfountModel) -> None:
     """Raises TrainingError naming the parameters that are not finite."""
     states = model.state_dict()
     public = public_names(states)
-    bad = [public[name] for name, t in states.items() if t.is_floating_point() and not t.isfinite().all()]
+    bad = [public[name] for name, value in states.items() if stray_values(name, value)]
     if bad:
         raise DivergedError(
             f"after training, {len(bad)} of the model's parameters are NaN or infinite: {', '.join(bad[:5])}"

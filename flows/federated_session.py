@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from bitfount_model import BitfountModelReference, BitfountSchema
@@ -23,6 +23,7 @@ from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
 from tasks.federated.job_file import FederatedJobFile, federated_job_to_json, job_for_pods
 from tasks.initialise import as_json
+from tasks.memory import freed_memory_kept
 from tasks.store import Store
 
 
@@ -61,7 +62,7 @@ def session_of(asked: FederatedJobFile, job_id: str, store: Store, exchange: Exc
         pretrained=pretrained,
         require_all_pods=asked.federation["require_all_pods"],
     )
-    with ended(exchange, number):
+    with ended(exchange, number), nullcontext() if pods else freed_memory_kept():
         reach.begin()
         try:
             yield federation

@@ -23,6 +23,7 @@ from tasks.federated.confined.session import open_confined
 from tasks.federated.exchange import Exchange
 from tasks.federated.pod_file import PodFile
 from tasks.federated.pod_worker import PodWorker
+from tasks.memory import freed_memory_kept
 from tasks.progress import listening
 
 POD_FILE = "BITFOUNT_POD_FILE"
@@ -54,6 +55,7 @@ def pod(job_id: str) -> dict[str, Any]:
     say = diary(settings.name, job_id)
     with (
         ending_with_parent(),
+        freed_memory_kept(),
         quiet(VERBOSE in os.environ),
         pod_log(logging.StreamHandler()),
         Follower(exchange, settings.name) as follower,

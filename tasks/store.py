@@ -15,7 +15,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError, StoreAwayError
-from bitfount_model.files import create_atomically
+from bitfount_model.files import create_atomically, create_named_by_digest, read_digested, sha256_of
 from tasks.layout import manifest_name
 
 MAX_BYTES = 16 * 2**30
@@ -142,7 +142,7 @@ class Store:
         self.patience_seconds = default if patience_seconds is None else patience_seconds
         self._sleep = sleep
 
-    def put(self, name: str, content: bytes, *, durable: bool = True, sha256: str | None = None) -> Reference:
+    def put(self, name: str, content: bytes, *, durable: bool = True) -> Reference:
         """Writes an artifact, whole or not at all; of several that write other bytes under one name, one succeeds.
 
         Folders without hard links, and protocols other than `file`, `memory`, `s3` and `gcs`, cannot promise the latter to writers
@@ -153,7 +153,6 @@ class Store:
             name: letters, digits, `.`, `_`, `-`, with `/` between folders.
             content: the bytes.
             durable: False for what can be made again: in a folder it may be lost if the machine loses power, which saves time.
-            sha256: of the content, where it is known already.
 
         Returns:
             Its reference; the same as before if these bytes are already there.
@@ -162,14 +161,54 @@ class Store:
             IntegrityError: other bytes are already there under this name.
             StorageError: the place cannot be written, is full, or did not answer for as long as the store's patience.
         """
-        path = self._path(name)
-        if len(content) > self.max_bytes:
-            raise StorageError(f"{name} has {len(content)} bytes; the store takes at most {self.max_bytes}")
-        reference = Reference(name, sha256 or hashlib.sha256(content).hexdigest(), len(content))
-        made = self._patiently(f"write {name} to", lambda: self._create(path, content, durable))
+        return self._put(Reference(name, hashlib.sha256(content).hexdigest(), len(content)), content, durable)
+
+    def put_named_by_digest(
+        self, name: Callable[[str], str], pieces: Sequence[bytes | memoryview], *, durable: bool = True
+    ) -> Reference:
+        """Writes an artifact as `put` does, under a name that tells its sha256; a folder's are digested while they are written.
+
+        Args:
+            name: gives the name for the 64 hexadecimal digits; whichever they are, it lies in the same folder.
+            pieces: the bytes, in pieces that follow each other.
+            durable: as for `put`.
+
+        Returns:
+            Its reference.
+
+        Raises:
+            IntegrityError, StorageError: as `put`.
+        """
+        size = sum(map(len, pieces))
+        if not self._local:
+            sha256 = sha256_of(pieces)
+            return self._put(Reference(name(sha256), sha256, size), b"".join(pieces), durable)
+        example = name("0" * 64)
+        self._check_size(example, size)
+        folder = self._path(example).rpartition("/")[0]
+        sha256, made = self._patiently(
+            f"write to {folder} in",
+            lambda: create_named_by_digest(
+                folder, lambda sha256: name(sha256).rpartition("/")[2], pieces, durable=durable
+            ),
+        )
+        return self._compared(Reference(name(sha256), sha256, size), made)
+
+    def _put(self, reference: Reference, content: bytes, durable: bool) -> Reference:
+        path = self._path(reference.name)
+        self._check_size(reference.name, reference.size)
+        made = self._patiently(f"write {reference.name} to", lambda: self._create(path, content, durable))
+        return self._compared(reference, made)
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self.max_bytes:
+            raise StorageError(f"{name} has {size} bytes; the store takes at most {self.max_bytes}")
+
+    def _compared(self, reference: Reference, made: bool) -> Reference:
+        """The reference, once it is certain that its bytes are there."""
         if not made:
             # Another's, or this call's own from a try whose answer was lost.
-            self.get(name, reference.sha256)
+            self.get(reference.name, reference.sha256)
         return reference
 
     def get(self, name: str, sha256: str | None = None) -> bytes:
@@ -183,15 +222,30 @@ class Store:
             StorageError: it is not there, too large, or cannot be read.
             IntegrityError: its bytes are others than those that were written.
         """
-        content = self.find(name)
-        if content is None:
-            raise StorageError(f"there is no {name} in {self.url}")
-        found = hashlib.sha256(content).hexdigest()
-        if sha256 is not None and found != sha256:
-            raise IntegrityError(
-                f"{name} in {self.url} has sha256 {found[:16]}…, wanted {sha256[:16]}…: it was changed since it was written,"
-                " or another job wrote here. Use another job id."
-            )
+        content = self._there(name, self.find(name))
+        if sha256 is not None:
+            self._check_digest(name, hashlib.sha256(content).hexdigest(), sha256)
+        return content
+
+    def load(self, name: str, sha256: str) -> memoryview:
+        """Reads a large artifact as `get` does, into memory that is the caller's alone; a folder's are digested on the way.
+
+        Args:
+            name: as it was written.
+            sha256: the digest that the bytes must have.
+
+        Returns:
+            The bytes, which may be changed.
+
+        Raises:
+            StorageError, IntegrityError: as `get`.
+        """
+        if not self._local:
+            return memoryview(bytearray(self.get(name, sha256)))
+        path = self._path(name)
+        found = self._patiently(f"read {name} from", lambda: self._digested(path, name))
+        content, digest = self._there(name, found)
+        self._check_digest(name, digest, sha256)
         return content
 
     def find(self, name: str) -> bytes | None:
@@ -226,6 +280,18 @@ class Store:
         path = self._path(name)
         return path if self._local else str(self._fs.unstrip_protocol(path))
 
+    def _there(self, name: str, found: T | None) -> T:
+        if found is None:
+            raise StorageError(f"there is no {name} in {self.url}")
+        return found
+
+    def _check_digest(self, name: str, found: str, wanted: str) -> None:
+        if found != wanted:
+            raise IntegrityError(
+                f"{name} in {self.url} has sha256 {found[:16]}…, wanted {wanted[:16]}…: it was changed since it was written,"
+                " or another job wrote here. Use another job id."
+            )
+
     def _path(self, name: str) -> str:
         if not NAME.fullmatch(name):
             raise StorageError(
@@ -243,15 +309,28 @@ class Store:
         return None if info["type"] == "directory" else int(info["size"])
 
     def _read(self, path: str, name: str) -> bytes | None:
-        size = self._size(path)
-        if size is None:
+        if not self._is_there(path, name):
             return None
-        if size > self.max_bytes:
-            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
         try:
             return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
+
+    def _digested(self, path: str, name: str) -> tuple[memoryview, str] | None:
+        """The bytes of a file in new memory, and the sha256 of what was read."""
+        if not self._is_there(path, name):
+            return None
+        try:
+            return read_digested(path)
+        except FileNotFoundError:
+            return None
+
+    def _is_there(self, path: str, name: str) -> bool:
+        """Whether there is an artifact, which is not too large."""
+        size = self._size(path)
+        if size is not None and size > self.max_bytes:
+            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
+        return size is not None
 
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -32,13 +32,33 @@ def check_store(store: Store) -> None:
     with pytest.raises(IntegrityError, match="changed"):
         store.get("fit/weights.bin", hashlib.sha256(b"two").hexdigest())
 
-    with pytest.raises(StorageError, match="no fit/other.bin"):
-        store.get("fit/other.bin")
+    sha256 = hashlib.sha256(b"one").hexdigest()
+    loaded = store.load("fit/weights.bin", sha256)
+    assert bytes(loaded) == b"one"
+    loaded[0] = ord("l")
+    assert bytes(store.load("fit/weights.bin", sha256)) == b"one", "what is loaded belongs to the caller alone"
+    with pytest.raises(IntegrityError, match="changed"):
+        store.load("fit/weights.bin", hashlib.sha256(b"two").hexdigest())
+
+    for read in (store.get, store.load):
+        with pytest.raises(StorageError, match="no fit/other.bin"):
+            read("fit/other.bin", sha256)
     assert store.put("empty", b"").size == 0
     assert store.get("empty") == b""
     assert store.put("passing", b"three", durable=False).sha256 == hashlib.sha256(b"three").hexdigest()
     with pytest.raises(IntegrityError, match="passing"):
         store.put("passing", b"four", durable=False)
+
+    sha256 = hashlib.sha256(b"seven").hexdigest()
+    named = store.put_named_by_digest(lambda digest: f"named/{digest}.bin", [b"se", memoryview(b"ven")])
+    assert (named.name, named.sha256, named.size) == (f"named/{sha256}.bin", sha256, 5)
+    assert store.get(named.name, sha256) == b"seven"
+    assert store.put_named_by_digest(lambda digest: f"named/{digest}.bin", [b"seven"]) == named
+    store.put("named/other.bin", b"eight")
+    with pytest.raises(IntegrityError, match="named/other"):
+        store.put_named_by_digest(lambda digest: "named/other.bin", [b"seven"], durable=False)
+    with pytest.raises(StorageError, match="not the name"):
+        store.put_named_by_digest(lambda digest: f"../{digest}", [b"seven"])
 
     other = Store(store.url)
     assert not other.has("round/1/update"), "asked before it is there"
@@ -67,7 +87,10 @@ def check_size_limit(small: Store) -> None:
     """A store made with `max_bytes=10` refuses more, on writing and on reading."""
     with pytest.raises(StorageError, match="at most 10"):
         small.put("large", bytes(11))
+    with pytest.raises(StorageError, match="at most 10"):
+        small.put_named_by_digest(lambda digest: digest, [bytes(10), bytes(1)])
     assert not small.has("large")
     Store(small.url).put("large", bytes(11))
-    with pytest.raises(StorageError, match="limit of 10"):
-        small.get("large")
+    for read in (small.get, small.load):
+        with pytest.raises(StorageError, match="limit of 10"):
+            read("large", hashlib.sha256(bytes(11)).hexdigest())

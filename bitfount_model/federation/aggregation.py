@@ -368,11 +368,16 @@ def _add_scaled(total: Tensor, update: Tensor, weight: float) -> None:
 
 
 def _moved(name: str, base: Tensor, mean: Tensor) -> Tensor:
-    """One floating-point parameter after its mean update is added in float64."""
-    wide = base.to(torch.float64, copy=True).add_(mean.to(base.device))
-    if name.rpartition(".")[2] == "running_var":
-        wide.clamp_(min=0)
-    moved = wide.to(base.dtype).contiguous()
+    """One floating-point parameter after its mean update is added in float64, by blocks: no wide copy of it is ever made."""
+    moved = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+    before, steps, after = base.reshape(-1), mean.to(base.device).reshape(-1), moved.reshape(-1)
+    wide = torch.empty(min(_BLOCK, base.numel()), dtype=torch.float64, device=base.device)
+    for start in range(0, base.numel(), _BLOCK):
+        stop = min(start + _BLOCK, base.numel())
+        block = wide[: stop - start].copy_(before[start:stop]).add_(steps[start:stop])
+        if name.rpartition(".")[2] == "running_var":
+            block.clamp_(min=0)
+        after[start:stop] = block
     if stray_values(name, moved, base):
         raise ParameterError(
             f"{stray_values(name, moved, base)[0]} after the mean update is added: it was not finite before, or is too "

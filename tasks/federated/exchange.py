@@ -26,7 +26,6 @@ What a pod wrote is checked by a schema when it is read, and so is what the mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -90,7 +89,7 @@ class Exchange:
         self._joined: dict[str, Joined] = {}  # what was written once is read once
         self._newest: tuple[str, dict[str, Any]] | None = None
         self._notes = Store(url, MAX_NOTE_BYTES, patience_seconds=patience_seconds)
-        self.longest_pause = 0.02 if is_folder(self.store) else 1.0
+        self.longest_pause = 0.01 if is_folder(self.store) else 1.0
 
     def awaited(self, look: Callable[[], Value | None], seconds: float) -> Value | None:
         """Looks again and again, ever more slowly, until there is something or the time is up.
@@ -257,9 +256,7 @@ class Exchange:
 
     def put_weights(self, parameters: Parameters) -> Reference:
         """Global parameters, under their digest."""
-        content = codec.encode(parameters)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return self.store.put(f"weights/{sha256}.safetensors", content, sha256=sha256)
+        return self.store.put_named_by_digest(lambda sha256: f"weights/{sha256}.safetensors", codec.pieces(parameters))
 
     def weights(self, reference: Reference) -> dict[str, Any]:
         """Global parameters, held against their digest. The newest are kept: pods of one process share them, and change none.
@@ -268,8 +265,9 @@ class Exchange:
             reference: whose `sha256` is also `codec.digest` of the parameters.
         """
         if self._newest is None or self._newest[0] != reference.sha256:
-            content = self.store.get(reference.name, reference.sha256)
-            self._newest = (reference.sha256, codec.decode(content, max_bytes=self.store.max_bytes).params)
+            content = self.store.load(reference.name, reference.sha256)
+            params = codec.decode(content, max_bytes=self.store.max_bytes, in_place=True).params
+            self._newest = (reference.sha256, params)
         return self._newest[1]
 
     def ask(self, phase: str, asked: Asked) -> None:
@@ -296,10 +294,10 @@ class Exchange:
     def put_update(self, update: Update) -> None:
         """A pod's answer to a round; the delta first, the note that names it last. A second answer changes nothing."""
         phase = round_phase(update.round_number)
-        content = codec.encode(update.delta)
-        sha256 = hashlib.sha256(content).hexdigest()
-        self.store.put(delta_name(phase, update.pod, sha256), content, durable=False, sha256=sha256)
-        self._put_once(answer_name(phase, update.pod), note_of(update, sha256, len(content)).to_json())
+        delta = self.store.put_named_by_digest(
+            lambda sha256: delta_name(phase, update.pod, sha256), codec.pieces(update.delta), durable=False
+        )
+        self._put_once(answer_name(phase, update.pod), note_of(update, delta.sha256, delta.size).to_json())
 
     def update_note(self, phase: str, pod: str) -> UpdateNote | None:
         """What a pod says of its update, or None while there is none.
@@ -317,8 +315,9 @@ class Exchange:
             ParameterError: its delta is not that of the model.
             StorageError: its delta is not there, or is another one.
         """
-        content = self.store.get(delta_name(phase, note.pod, note.delta_sha256), note.delta_sha256)
-        return note.update(codec.decode(content, expected=expected, max_bytes=self.store.max_bytes).params)
+        content = self.store.load(delta_name(phase, note.pod, note.delta_sha256), note.delta_sha256)
+        decoded = codec.decode(content, expected=expected, max_bytes=self.store.max_bytes, in_place=True)
+        return note.update(decoded.params)
 
     def forget_update(self, phase: str, note: UpdateNote) -> None:
         """Removes a delta that has been added."""
@@ -341,9 +340,9 @@ class Exchange:
 
     def put_predictions(self, pod: str, predictions: Tensor, keys: Iterable[Any] | None) -> None:
         """A pod's predictions, `(rows, ...)`, and their rows' keys. A second answer changes nothing."""
-        content = codec.encode({"predictions": predictions})
-        name = f"{PREDICTION}/{pod}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-        reference = self.store.put(name, content)
+        reference = self.store.put_named_by_digest(
+            lambda sha256: f"{PREDICTION}/{pod}.{sha256[:16]}.safetensors", codec.pieces({"predictions": predictions})
+        )
         self._put_once(answer_name(PREDICTION, pod), {"array": asdict(reference), "keys": plain_keys(keys)})
 
     def predictions(self, pod: str) -> PredictReturnType | None:

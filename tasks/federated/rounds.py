@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,9 @@ from tasks.progress import tell
 from tasks.session import require, threads
 from tasks.store import Reference
 
+READ_AHEAD = 2
+"""So many updates are read, each by a thread of its own, while another is added."""
+
 
 class Rounds:
     """The rounds of one job; goes on from the newest one that was closed.
@@ -59,6 +64,7 @@ class Rounds:
         self._buffers = buffers_of(federation)
         self._opened = 0.0
         self._secure: SecureRound | None = None  # the open round's sum
+        self._added: dict[str, UpdateNote] | None = None  # pod -> what can be removed once the next round is open
         self.records = read_records(store)
         if self.records:
             self._weights = self.records[-1].weights
@@ -105,6 +111,7 @@ class Rounds:
         if federation.job.secure_aggregation:
             self._secure = SecureRound(federation, number, self.state.parameters, self._weights.sha256, pods)
         federation.exchange.ask(round_phase(number), Asked(pods, self._weights))
+        self._tidy_added()  # while pods train
         return {"round": number, "pods": list(pods)}
 
     @property
@@ -147,7 +154,9 @@ class Rounds:
         if self._secure is not None:
             self._secure.forget()
             self._secure = None
-        self._tidy(closed.notes)
+        self._added = closed.notes
+        if self.are_over:
+            self._tidy_added()
         return record
 
     def _closed(self, phase: str) -> Closed:
@@ -179,9 +188,9 @@ class Rounds:
     def _kept_server(self, state: GlobalState) -> Reference | None:
         if not state.server:
             return None
-        content = codec.encode(state.server)
-        sha256 = codec.digest(state.server)
-        return self._federation.store.put(f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", content)
+        return self._federation.store.put_named_by_digest(
+            lambda sha256: f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", codec.pieces(state.server)
+        )
 
     def _best_after(self, round_number: int, metrics: Mapping[str, float]) -> EarlyStoppingState | None:
         if self._federation.job.best is None:
@@ -189,6 +198,11 @@ class Rounds:
         before = self.records[-1].best if self.records else None
         chooser = selection(self._federation.job.best)
         return chooser.update(before or EarlyStoppingState(), round_number, metrics)
+
+    def _tidy_added(self) -> None:
+        if self._added is not None:
+            self._tidy(self._added)
+            self._added = None
 
     def _tidy(self, notes: dict[str, UpdateNote] | None = None) -> None:
         """Removes what no later round needs: deltas that were added, parameters that are neither the newest nor the best."""
@@ -270,23 +284,38 @@ class Gathered:
         return self._collector.waited
 
     def updates(self, pods: tuple[str, ...]) -> Iterator[Update]:
-        """The updates, one in memory at a time."""
+        """The updates in the order of `pods`, at most `READ_AHEAD` more in memory than the one that is given."""
         exchange = self._federation.exchange
-        for pod, note in self._collector.answers(pods, lambda pod: exchange.update_note(self._phase, pod)):
-            try:
-                if note.pod != pod:
-                    raise ParameterError(f"its update says that it is of pod {note.pod!r}")
-                exchange.check_rows(pod, note.weight)
-                update = exchange.update(self._phase, note, self._expected)
-            except StoreAwayError:
-                raise  # no pod is to blame
-            except (ParameterError, StorageError) as error:
-                self._unusable[pod] = f"{type(error).__name__}: {error}"
-                continue
-            self.notes[pod] = note
-            tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
-            self.norms[pod] = euclidean_norm(update.delta)
-            yield update
+        being_read: deque[tuple[str, UpdateNote, Future[tuple[Update, float]]]] = deque()
+        with ThreadPoolExecutor(READ_AHEAD) as readers:
+            for pod, note in self._collector.answers(pods, lambda pod: exchange.update_note(self._phase, pod)):
+                being_read.append((pod, note, readers.submit(self._read, pod, note)))
+                if len(being_read) == READ_AHEAD:
+                    yield from self._usable(*being_read.popleft())
+            while being_read:
+                yield from self._usable(*being_read.popleft())
+
+    def _read(self, pod: str, note: UpdateNote) -> tuple[Update, float]:
+        """A pod's update and its norm; what it takes is done by the operating system, hashlib and torch, beside other threads."""
+        if note.pod != pod:
+            raise ParameterError(f"its update says that it is of pod {note.pod!r}")
+        exchange = self._federation.exchange
+        exchange.check_rows(pod, note.weight)
+        update = exchange.update(self._phase, note, self._expected)
+        return update, euclidean_norm(update.delta)
+
+    def _usable(self, pod: str, note: UpdateNote, read: Future[tuple[Update, float]]) -> Iterator[Update]:
+        """The update, unless it cannot be used."""
+        try:
+            update, norm = read.result()
+        except StoreAwayError:
+            raise  # no pod is to blame
+        except (ParameterError, StorageError) as error:
+            self._unusable[pod] = f"{type(error).__name__}: {error}"
+            return
+        self.notes[pod], self.norms[pod] = note, norm
+        tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
+        yield update
 
 
 def answer_values(note: UpdateNote) -> dict[str, Any]:

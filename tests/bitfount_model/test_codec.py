@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bitfount_model.codec import DEFAULT_MAX_BYTES, Weights, decode, digest, encode, looks_like_safetensors
+from bitfount_model.codec import DEFAULT_MAX_BYTES, Weights, decode, digest, encode, looks_like_safetensors, pieces
 from bitfount_model.errors import ParameterError, WeightsFileError
 from bitfount_model.parameters import SUPPORTED_DTYPES, snapshot
 
@@ -60,6 +60,28 @@ def test_every_dtype_and_shape_survives_a_round_trip() -> None:
     assert_same(weights.params, kept)
     assert weights.metadata == {"round": "3"}
     assert_same(params, kept)
+
+
+def test_pieces_are_the_bytes_of_a_file_without_a_copy_of_the_values() -> None:
+    params = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)}
+    found = pieces(params, {"round": "3"})
+    assert b"".join(found) == encode(params, {"round": "3"})
+    params["weight"].zero_()
+    assert b"".join(found) == encode(params, {"round": "3"})
+
+
+def test_tensors_are_views_of_bytes_that_may_be_written_to_where_they_are_wanted_in_place() -> None:
+    params = every_dtype()
+    data = bytearray(encode(params))
+    assert_same(decode(data, in_place=True).params, params)
+    assert_same(decode(bytes(data), in_place=True).params, params)
+    shifted = memoryview(bytearray(b"-" + encode(params)))[1:]
+    assert_same(decode(shifted, in_place=True).params, params)
+
+    data = bytearray(encode({"weight": torch.ones(3)}))
+    place, copy = decode(data, in_place=True).params["weight"], decode(data).params["weight"]
+    data[-4:] = bytes(4)
+    assert place.tolist() == [1, 1, 0] and copy.tolist() == [1, 1, 1]
 
 
 def test_the_safetensors_package_reads_what_is_written_and_writes_what_is_read() -> None:

@@ -15,8 +15,11 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bitfount_model.errors import ConfinementError
 from bitfount_model.types import JSON
@@ -34,7 +37,8 @@ class Message:
 
     Attributes:
         header: a JSON object.
-        body: bytes that belong to it, often none; they stay until the channel is used again.
+        body: bytes that belong to it, often none, which may be changed; where the other side is trusted they stay until the
+            channel is used again.
     """
 
     header: JSON
@@ -55,11 +59,14 @@ class Channel:
         self._socket = connected
         self._shared = shared
         self._trusting = trusting
-        self._copy = bytearray()
         self._owner = os.getpid()
 
-    def send(self, header: JSON, body: bytes | memoryview = b"") -> None:
+    def send(self, header: JSON, body: Sequence[bytes | memoryview] = ()) -> None:
         """Says something.
+
+        Args:
+            header: a JSON object.
+            body: bytes that belong to it, in pieces that follow each other.
 
         Raises:
             ConnectionError: the other side has gone.
@@ -67,12 +74,11 @@ class Channel:
         if os.getpid() != self._owner:
             os._exit(1)  # a copy of the process, which the model made, has no say here
         text = json.dumps(header).encode()
-        if len(body):
-            os.ftruncate(self._shared, len(body))
-            place, view = 0, memoryview(body).cast("B")
-            while place < len(view):
-                place += os.pwrite(self._shared, view[place:], place)
-        rest = memoryview(LENGTHS.pack(len(text), len(body)) + text)
+        length = sum(map(len, body))
+        if length:
+            os.ftruncate(self._shared, length)
+            self._write_file(body)
+        rest = memoryview(LENGTHS.pack(len(text), length) + text)
         while len(rest):
             try:
                 rest = rest[self._socket.send(rest) :]
@@ -106,18 +112,24 @@ class Channel:
         self._socket.close()
         os.close(self._shared)
 
+    def _write_file(self, pieces: Sequence[bytes | memoryview]) -> None:
+        place = 0
+        for piece in pieces:
+            view = memoryview(piece)
+            while len(view):
+                count = os.pwrite(self._shared, view, place)
+                view, place = view[count:], place + count
+
     def _read_file(self, length: int) -> memoryview:
         if self._trusting and length:
-            return memoryview(mmap.mmap(self._shared, length, prot=mmap.PROT_READ))
-        if len(self._copy) < length:  # kept, as new memory costs more than the copy itself
-            self._copy = bytearray(length)
-        view, place = memoryview(self._copy)[:length], 0
+            return memoryview(mmap.mmap(self._shared, length, access=mmap.ACCESS_COPY))
+        view, place = memoryview(np.empty(length, dtype=np.uint8)), 0  # not set to 0 first
         while place < length:
             count = os.preadv(self._shared, [view[place:]], place)
             if not count:
                 raise ConfinementError(f"the model's process sends {place} bytes where it says that there are {length}")
             place += count
-        return view.toreadonly()
+        return view
 
     def _read(self, length: int) -> bytearray | None:
         """So many bytes of the socket; None where there are fewer."""

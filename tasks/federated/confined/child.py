@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ from tasks.federated.confined.channel import Channel, Message
 from tasks.federated.confined.messages import MAX_TRACE
 from tasks.federated.messages import MAX_REASON
 from tasks.job import SPLITTERS
+from tasks.memory import freed_memory_kept
 
 FROM_POD = 2**62
 """What the pod sends may be as long as it is: it is the owner's own."""
@@ -48,6 +49,8 @@ MET_BY_NUMBER = {
     errno.ENETDOWN: "network",
     errno.EADDRNOTAVAIL: "network",
 }
+Answer = tuple[JSON, Sequence[memoryview]]
+"""A header, and a body in pieces that follow each other."""
 ALLOCATION_FAILED = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
@@ -75,49 +78,49 @@ class Answers:
         self._channel = channel
         self._rows = HandedRows()
 
-    def answer(self, asked: Message) -> tuple[JSON, bytes]:
+    def answer(self, asked: Message) -> Answer:
         """A header and bytes for one thing that is asked."""
         arguments = dict(asked.header)
         call = getattr(self, f"do_{arguments.pop('call')}")
-        header: tuple[JSON, bytes] = call(asked.body, **arguments)
-        return header
+        answer: Answer = call(asked.body, **arguments)
+        return answer
 
-    def do_open(self, body: memoryview, job: JSON, pod: str, splitter: JSON) -> tuple[JSON, bytes]:
+    def do_open(self, body: memoryview, job: JSON, pod: str, splitter: JSON) -> Answer:
         """Runs the model's source, which is the body."""
         asked = job_from_json(job)
         torch.set_num_threads(asked.threads)
         ((kind, arguments),) = splitter.items()
         here = Pod(pod, self._rows, ALL, SPLITTERS[kind](**arguments))
         self._session = PodSession(here, asked, bytes(body))
-        return {"classifier": self._session.model_is_classifier}, b""
+        return {"classifier": self._session.model_is_classifier}, ()
 
-    def do_prepare(self, body: memoryview, schema: str, preparation: JSON) -> tuple[JSON, bytes]:
+    def do_prepare(self, body: memoryview, schema: str, preparation: JSON) -> Answer:
         """Builds the model for the rows, which are the body."""
         self._rows.frame = table_from_bytes(bytes(body))
         self._session.prepare(BitfountSchema.loads(schema), Preparation.from_json(preparation))
         trainable = sorted(self._session.trainable)
-        return {"rows": digest(self._rows.frame), "trainable": trainable}, codec.encode(self._session.parameters)
+        return {"rows": digest(self._rows.frame), "trainable": trainable}, codec.pieces(self._session.parameters)
 
-    def do_fit(self, body: memoryview, round_number: int, base_digest: str) -> tuple[JSON, bytes]:
+    def do_fit(self, body: memoryview, round_number: int, base_digest: str) -> Answer:
         """Trains from the parameters, which are the body."""
 
         def on_batch(count: BatchCount) -> None:
             self._channel.send({"batch": asdict(count)})
 
-        parameters = codec.decode(body).params
+        parameters = codec.decode(body, in_place=True).params
         update = self._session.fit(round_number, parameters, base_digest=base_digest, on_batch=on_batch)
         loss = update.train_loss if update.train_loss is not None and math.isfinite(update.train_loss) else None
         header = {"weight": update.weight, "metrics": update.metrics.to_json(), "train_loss": loss}
-        return {**header, "seconds": update.seconds}, codec.encode(update.delta)
+        return {**header, "seconds": update.seconds}, codec.pieces(update.delta)
 
-    def do_evaluate(self, body: memoryview) -> tuple[JSON, bytes]:
+    def do_evaluate(self, body: memoryview) -> Answer:
         """Applies the parameters, which are the body, to the test rows."""
-        return {"metrics": self._session.evaluate(codec.decode(body).params).to_json()}, b""
+        return {"metrics": self._session.evaluate(codec.decode(body).params).to_json()}, ()
 
-    def do_predict(self, body: memoryview) -> tuple[JSON, bytes]:
+    def do_predict(self, body: memoryview) -> Answer:
         """Applies the parameters, which are the body, to all rows."""
         result = self._session.predict(codec.decode(body).params)
-        return {}, codec.encode({"predictions": torch.as_tensor(result.preds)})
+        return {}, codec.pieces({"predictions": torch.as_tensor(result.preds)})
 
 
 def main(descriptor: int, shared: int) -> None:
@@ -170,6 +173,7 @@ def met_by(error: BaseException) -> str | None:
 
 if __name__ == "__main__":
     try:
-        main(*map(int, sys.argv[1:]))
+        with freed_memory_kept():
+            main(*map(int, sys.argv[1:]))
     except ConnectionError:
         os._exit(0)  # the pod has gone, and whatever the model still runs goes with it

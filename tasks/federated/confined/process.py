@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -99,7 +99,7 @@ class ModelProcess:
         self,
         call: str,
         arguments: JSON,
-        body: bytes | memoryview = b"",
+        body: Sequence[bytes | memoryview] = (),
         *,
         max_body: int = 0,
         on_batch: OnBatch | None = None,
@@ -109,7 +109,7 @@ class ModelProcess:
         Args:
             call: a `do_` method of `tasks.federated.confined.child.Answers`.
             arguments: of it.
-            body: of it.
+            body: of it, in pieces that follow each other.
             max_body: the longest body of an answer.
             on_batch: hears how far a fit is.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -171,7 +171,7 @@ class ConfinedSession(PodSession):
             "fit",
             {"round_number": round_number, "base_digest": base_digest},
             content,
-            max_body=len(content) + codec.MAX_HEADER_BYTES,
+            max_body=sum(map(len, content)) + codec.MAX_HEADER_BYTES,
             on_batch=on_batch,
         )
 
@@ -181,7 +181,7 @@ class ConfinedSession(PodSession):
                 raise ConfinementError(
                     f"the model's process says that it trained on {fitted.weight} rows, there are {self._training_rows}"
                 )
-            delta = codec.decode(answer.body, expected=parameters).params
+            delta = codec.decode(answer.body, expected=parameters, in_place=True).params
             return Update(
                 pod=self.pod.name, round_number=round_number, base_digest=base_digest, delta=delta, **vars(fitted)
             )
@@ -215,7 +215,7 @@ class ConfinedSession(PodSession):
         # Noise and masks come on top here, where the model cannot look; which class may run was decided here too.
         plain = replace(self.job, privacy=None, secure_aggregation=False, model_class=self._class_name)
         asked = {"job": plain.to_json(), "pod": self.pod.name, "splitter": splitter_to_json(self.pod.splitter)}
-        answer = self._ask_process("open", asked, self._source_code)
+        answer = self._ask_process("open", asked, [self._source_code])
         return self._believed(lambda: bool(checked(answer.header, OpenedSchema())["classifier"]))
 
     def _hand_over(self, schema: BitfountSchema, preparation: Preparation) -> None:
@@ -230,7 +230,7 @@ class ConfinedSession(PodSession):
         if self.job.operation != PREDICT:
             self._training_rows = len(self._split(self._datastructure.transform(frame)).train)
         asked = {"schema": schema.dumps(), "preparation": preparation.to_json()}
-        answer = self._ask_process("prepare", asked, table_to_bytes(frame), max_body=codec.DEFAULT_MAX_BYTES)
+        answer = self._ask_process("prepare", asked, [table_to_bytes(frame)], max_body=codec.DEFAULT_MAX_BYTES)
 
         def parameters() -> Parameters:
             header, found_parameters = checked(answer.header, PreparedSchema()), codec.decode(answer.body).params
@@ -254,17 +254,17 @@ class ConfinedSession(PodSession):
         if self._process is None:
             self.prepare(*self._common)
 
-    def _checked(self, parameters: Parameters) -> bytes:
+    def _checked(self, parameters: Parameters) -> list[memoryview]:
         """Global parameters as bytes, held against the model's here: what differs may be told."""
         self._warm()
         check_compatible(self._parameters, parameters, what="the global parameters")
-        return codec.encode(parameters)
+        return codec.pieces(parameters)
 
-    def _ask(self, call: str, arguments: JSON, body: bytes | memoryview, **named: Any) -> Message:
+    def _ask(self, call: str, arguments: JSON, body: Sequence[bytes | memoryview], **named: Any) -> Message:
         self._warm()
         return self._ask_process(call, arguments, body, **named)
 
-    def _ask_process(self, call: str, arguments: JSON, body: bytes | memoryview, **named: Any) -> Message:
+    def _ask_process(self, call: str, arguments: JSON, body: Sequence[bytes | memoryview], **named: Any) -> Message:
         """Asks the process, and ends it if that fails, were it only that the answer was not waited for.
 
         It is kept where no more happened than that the model's code raised.

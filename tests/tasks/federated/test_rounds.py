@@ -145,20 +145,23 @@ def test_an_update_under_another_pods_name_counts_for_nobody(team: Team) -> None
     assert "it is of pod 'bob'" in record.missing["ann"]
 
 
-def test_deltas_go_once_they_are_added_and_parameters_once_they_are_old(team: Team) -> None:
+def test_deltas_go_once_the_next_round_is_open_and_parameters_once_they_are_old(team: Team) -> None:
     federation = federation_by_hand(team, Told(), epochs=4, optimiser="FedAdam")
-    rounds = Rounds(federation)
+    exchange, rounds = federation.exchange, Rounds(federation)
+    deltas: list[str] = []
     for number in range(1, 5):
         rounds.open()
+        assert not any(map(exchange.store.has, deltas)), "those of the rounds before"
         sent = [update_of(pod, rounds.state.parameters, seed=number, round_number=number) for pod in PODS]
         for update in sent:
             answer(federation, update)
         rounds.aggregate()
-        exchange, phase = federation.exchange, round_phase(number)
+        phase = round_phase(number)
         for update in sent:
             note = exchange.update_note(phase, update.pod)
             assert note is not None, "what pods said of their updates stays"
-            assert not exchange.store.has(delta_name(phase, update.pod, note.delta_sha256))
+            deltas.append(delta_name(phase, update.pod, note.delta_sha256))
+    assert not any(map(exchange.store.has, deltas)), "no round follows the last"
     kept = [federation.exchange.store.has(record.weights.name) for record in rounds.records]
     assert kept == [False, False, False, True]
     states = [record.server for record in rounds.records]

@@ -45,7 +45,7 @@ def test_what_is_said_is_heard(ends: tuple[Channel, socket.socket], size: int) -
     channel, other = ends
     body, header = os.urandom(size), {"answer": {"é": ["x" * 10**6, None]}}
     model = Channel(other, os.dup(channel._shared))
-    said = threading.Thread(target=model.send, args=(header, body))
+    said = threading.Thread(target=model.send, args=(header, [body[: size // 3], memoryview(body)[size // 3 :]]))
     said.start()
     heard = channel.receive(2 * 10**6, size)
     said.join()
