@@ -8,7 +8,6 @@ safetensors package writes metadata in an order that changes from call to call.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bitfount_model.errors import ParameterError, WeightsFileError
+from bitfount_model.files import sha256_of
 from bitfount_model.parameters import check_compatible, check_finite, quoted
 from bitfount_model.types import Parameters
 
@@ -64,7 +64,7 @@ class Weights:
     """What a weights file holds.
 
     Attributes:
-        params: name -> CPU tensor that owns its memory.
+        params: name -> CPU tensor, with memory of its own unless `decode` was told not to copy.
         metadata: text -> text, as given to `encode`; whoever wrote the file chose it.
     """
 
@@ -98,6 +98,20 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
         ParameterError: a dtype, layout, name or metadata that a weights file cannot hold. Values are not looked at:
             `decode` refuses what is not finite.
     """
+    return b"".join(pieces(params, metadata))
+
+
+def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+    """What `encode` joins: the header, then each tensor's values where they lie, so that nothing is copied.
+
+    Args:
+        params: as for `encode`; tensors that are not contiguous on the CPU are copied. As long as the pieces are used,
+            they must not change.
+        metadata: as for `encode`.
+
+    Raises:
+        ParameterError: as `encode`.
+    """
     problems = [problem for name, value in params.items() for problem in _unwritable(name, value)]
     problems += [
         f"metadata {quoted(key)}: {quoted(value)} is not text -> text"
@@ -107,7 +121,7 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
     if problems:
         raise ParameterError(f"the parameters cannot be written as a weights file: {_listed(problems)}")
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    chunks: list[memoryview] = []
+    values: list[memoryview] = []
     position = 0
     for name, value in sorted(params.items(), key=lambda item: (-item[1].element_size(), item[0])):
         size = value.numel() * value.element_size()
@@ -116,17 +130,21 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
             "shape": list(value.shape),
             "data_offsets": [position, position + size],
         }
-        chunks.append(_bytes_of(value))
+        values.append(_bytes_of(value))
         position += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ParameterError(f"the header would take {len(text)} bytes, at most {MAX_HEADER_BYTES} can be read back")
-    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+    return [len(text).to_bytes(8, "little") + text, *values]
 
 
 def decode(
-    data: bytes | bytearray | memoryview, *, expected: Parameters | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+    data: bytes | bytearray | memoryview,
+    *,
+    expected: Parameters | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    copy: bool = True,
 ) -> Weights:
     """Reads safetensors bytes that may come from anyone; nothing in them is ever executed.
 
@@ -135,9 +153,11 @@ def decode(
         expected: the model's parameters. If given, names, shapes and dtypes must be theirs, the result has their
             order, and an infinity passes only where they hold the same one. If None, no infinity passes.
         max_bytes: the largest file that is looked into.
+        copy: False leaves the values where they are, such as in a file that is mapped into memory: tensors then refer to
+            `data`, which must be writable and nobody else's to change. Those that are not aligned are copied all the same.
 
     Returns:
-        The parameters, each tensor with memory of its own, and the metadata.
+        The parameters and the metadata.
 
     Raises:
         WeightsFileError: the bytes are of another format, too large, cut short, or break a rule of the format; the
@@ -149,7 +169,7 @@ def decode(
     metadata, entries = _parsed(bytes(view[8:header_stop]))
     values = view[header_stop:]
     _check_places(entries, len(values))
-    params = {entry.name: _tensor(entry, values[entry.start : entry.stop]) for entry in entries}
+    params = {entry.name: _tensor(entry, values[entry.start : entry.stop], copy) for entry in entries}
     if expected is None:
         try:
             check_finite(params, what="the weights file")
@@ -158,6 +178,16 @@ def decode(
         return Weights(params, metadata)
     check_compatible(expected, params, what="the weights file")
     return Weights({name: params[name] for name in expected}, metadata)
+
+
+def metadata_of(data: bytes | bytearray | memoryview) -> dict[str, str]:
+    """The metadata of safetensors bytes, whose tensors are not looked at.
+
+    Raises:
+        WeightsFileError: they do not begin as safetensors bytes do.
+    """
+    view = _plain_view(data, memoryview(data).nbytes)
+    return _parsed(bytes(view[8 : _header_stop(view)]))[0]
 
 
 def looks_like_safetensors(data: bytes | bytearray | memoryview) -> bool:
@@ -183,7 +213,7 @@ def digest(params: Parameters) -> str:
     Raises:
         ParameterError: as `encode`.
     """
-    return hashlib.sha256(encode(params)).hexdigest()
+    return sha256_of(pieces(params))
 
 
 def _unwritable(name: object, value: object) -> Iterator[str]:
@@ -307,10 +337,12 @@ def _check_places(entries: Sequence[_Entry], size: int) -> None:
         raise _refused(f"its tensors take {position} bytes, {size} are there: {state}")
 
 
-def _tensor(entry: _Entry, values: memoryview) -> Tensor:
+def _tensor(entry: _Entry, values: memoryview, copy: bool) -> Tensor:
     if not len(values):
         return torch.empty(entry.shape, dtype=entry.dtype)
-    raw = np.frombuffer(values, dtype=np.uint8).copy()  # one copy of the values, into memory of its own
+    raw = np.frombuffer(values, dtype=np.uint8)
+    if copy or raw.ctypes.data % entry.dtype.itemsize:
+        raw = raw.copy()  # into memory of its own
     if entry.dtype == torch.bool and raw.max() > 1:
         raise _refused(f"{quoted(entry.name)} is boolean, but has bytes other than 0 and 1")
     return torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)

@@ -1,10 +1,12 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what is written to them."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +16,29 @@ from bitfount_model.errors import StorageError
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+Content = bytes | Sequence[bytes | memoryview]
+"""All bytes of a file; or the pieces that follow each other in it, so that large ones need not be copied into one."""
+
+
+def pieces(content: Content) -> Sequence[bytes | memoryview]:
+    """The pieces that a file is made of."""
+    return [content] if isinstance(content, bytes) else content
+
+
+def size_of(content: Content) -> int:
+    """How many bytes there are."""
+    return sum(memoryview(piece).nbytes for piece in pieces(content))
+
+
+def sha256_of(content: Content) -> str:
+    """The digest of all bytes, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for piece in pieces(content):
+        found.update(piece)
+    return found.hexdigest()
+
+
+def write_atomically(path: str | os.PathLike[str], content: Content) -> Path:
     """Writes a file under a temporary name beside it, syncs it, and renames it into place.
 
     Args:
@@ -42,7 +66,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     return target
 
 
-def create_atomically(path: str | os.PathLike[str], content: bytes, *, durable: bool = True) -> bool:
+def create_atomically(path: str | os.PathLike[str], content: Content, *, durable: bool = True) -> bool:
     """Makes a file that is not there yet, whole or not at all; of several writers at the same moment one makes it.
 
     Args:
@@ -92,9 +116,9 @@ def _part_of(target: Path) -> Path:
     return target.with_name(f".{secrets.token_hex(8)}.part")
 
 
-def _write(part: Path, content: bytes, durable: bool) -> None:
+def _write(part: Path, content: Content, durable: bool) -> None:
     with part.open("xb") as stream:
-        stream.write(content)
+        stream.writelines(pieces(content))
         if durable:
             stream.flush()
             os.fsync(stream.fileno())

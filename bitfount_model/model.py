@@ -613,7 +613,8 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         Raises:
             ParameterError: a name is missing or extra, a shape or dtype differs, or a value is not finite.
         """
-        parameters.check_compatible(self.get_param_states(), new_model_params, what="the new parameters")
+        self._need_network("update_params")
+        parameters.check_compatible(parameters.public_states(self), new_model_params, what="the new parameters")
         public = parameters.public_names(self.state_dict())
         parameters.update_module(self, {name: new_model_params[public[name]] for name in public})
 

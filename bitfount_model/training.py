@@ -21,7 +21,7 @@ from bitfount_model.epoch_end_hooks import EpochEndHooks
 from bitfount_model.errors import DivergedError, MissingSplitError
 from bitfount_model.fit_course import EpochRecord, FitCourse
 from bitfount_model.metrics import MetricCollection
-from bitfount_model.parameters import public_names
+from bitfount_model.parameters import holds_finite, public_states
 from bitfount_model.seeding import seeded
 
 if TYPE_CHECKING:
@@ -180,6 +180,14 @@ def training_batches(model: PyTorchBitfountModel) -> Iterable[Any]:
     return steps
 
 
+def forget_training(model: PyTorchBitfountModel) -> None:
+    """Gives back what the last fit leaves behind beside the weights: gradients, and the optimisers with what they hold."""
+    model.zero_grad(set_to_none=True)
+    strategy = model.trainer_for_test().strategy
+    strategy.optimizers = []
+    strategy.lr_scheduler_configs = []
+
+
 def run_test(model: PyTorchBitfountModel, loader: Iterable[Any]) -> None:
     """Runs the model's `test_step` and `test_epoch_end` over a loader; the results are the model's."""
     trainer = model.trainer_for_test()
@@ -189,9 +197,7 @@ def run_test(model: PyTorchBitfountModel, loader: Iterable[Any]) -> None:
 
 def check_finite_parameters(model: PyTorchBitfountModel) -> None:
     """Raises TrainingError naming the parameters that are not finite."""
-    states = model.state_dict()
-    public = public_names(states)
-    bad = [public[name] for name, t in states.items() if t.is_floating_point() and not t.isfinite().all()]
+    bad = [name for name, value in public_states(model).items() if not holds_finite(value)]
     if bad:
         raise DivergedError(
             f"after training, {len(bad)} of the model's parameters are NaN or infinite: {', '.join(bad[:5])}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import threading
@@ -26,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError, StoreAwayError
-from bitfount_model.files import create_atomically
+from bitfount_model.files import Content, create_atomically, pieces, sha256_of, size_of
 from tasks.layout import manifest_name
 
 MAX_BYTES = 16 * 2**30
@@ -73,6 +74,7 @@ FOREIGN_ERRORS: Mapping[str, bool] = {
 }
 
 T = TypeVar("T")
+Found = TypeVar("Found", bytes, memoryview)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Store:
         self.patience_seconds = default if patience_seconds is None else patience_seconds
         self._sleep = sleep
 
-    def put(self, name: str, content: bytes, *, durable: bool = True, sha256: str | None = None) -> Reference:
+    def put(self, name: str, content: Content, *, durable: bool = True, sha256: str | None = None) -> Reference:
         """Writes an artifact, whole or not at all; of several that write other bytes under one name, one succeeds.
 
         Folders without hard links, and protocols other than `file`, `memory`, `s3` and `gcs`, cannot promise the latter to writers
@@ -151,7 +153,7 @@ class Store:
 
         Args:
             name: letters, digits, `.`, `_`, `-`, with `/` between folders.
-            content: the bytes.
+            content: the bytes, or pieces of them, which are joined only where the place is no folder.
             durable: False for what can be made again: in a folder it may be lost if the machine loses power, which saves time.
             sha256: of the content, where it is known already.
 
@@ -163,9 +165,10 @@ class Store:
             StorageError: the place cannot be written, is full, or did not answer for as long as the store's patience.
         """
         path = self._path(name)
-        if len(content) > self.max_bytes:
-            raise StorageError(f"{name} has {len(content)} bytes; the store takes at most {self.max_bytes}")
-        reference = Reference(name, sha256 or hashlib.sha256(content).hexdigest(), len(content))
+        size = size_of(content)
+        if size > self.max_bytes:
+            raise StorageError(f"{name} has {size} bytes; the store takes at most {self.max_bytes}")
+        reference = Reference(name, sha256 or sha256_of(content), size)
         made = self._patiently(f"write {name} to", lambda: self._create(path, content, durable))
         if not made:
             # Another's, or this call's own from a try whose answer was lost.
@@ -183,16 +186,42 @@ class Store:
             StorageError: it is not there, too large, or cannot be read.
             IntegrityError: its bytes are others than those that were written.
         """
-        content = self.find(name)
-        if content is None:
-            raise StorageError(f"there is no {name} in {self.url}")
-        found = hashlib.sha256(content).hexdigest()
-        if sha256 is not None and found != sha256:
-            raise IntegrityError(
-                f"{name} in {self.url} has sha256 {found[:16]}…, wanted {sha256[:16]}…: it was changed since it was written,"
-                " or another job wrote here. Use another job id."
-            )
+        content = self._there(name, self.find(name))
+        self._check(name, content, sha256)
         return content
+
+    def mapped(self, name: str, sha256: str) -> memoryview:
+        """An artifact of a folder, mapped into memory: its bytes are read as they are looked at, and need no memory of their own.
+
+        What is written into the view stays with it. For a folder that is this process's own: a file that another process
+        cuts short under a map ends this process.
+
+        Args:
+            name: as it was written.
+            sha256: the digest that the bytes must have.
+
+        Raises:
+            ConfigurationError: the store is not a folder of this machine.
+            StorageError, IntegrityError: as `get`.
+        """
+        path = local_path(self, name)
+        view = self._there(name, self._patiently(f"read {name} from", lambda: self._map(path, name)))
+        self._check(name, view, sha256)
+        return view
+
+    def _there(self, name: str, found: Found | None) -> Found:
+        if found is None:
+            raise StorageError(f"there is no {name} in {self.url}")
+        return found
+
+    def _check(self, name: str, content: bytes | memoryview, sha256: str | None) -> None:
+        """Holds bytes against the digest that they must have, if that is known."""
+        if sha256 is None or (found := hashlib.sha256(content).hexdigest()) == sha256:
+            return
+        raise IntegrityError(
+            f"{name} in {self.url} has sha256 {found[:16]}…, wanted {sha256[:16]}…: it was changed since it was written,"
+            " or another job wrote here. Use another job id."
+        )
 
     def find(self, name: str) -> bytes | None:
         """An artifact's bytes, or None where there is none.
@@ -246,29 +275,43 @@ class Store:
         size = self._size(path)
         if size is None:
             return None
-        if size > self.max_bytes:
-            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
+        self._check_size(name, size)
         try:
             return bytes(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
 
+    def _map(self, path: Path, name: str) -> memoryview | None:
+        try:
+            with path.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                self._check_size(name, size)
+                # Nothing can be mapped of an empty file.
+                return memoryview(mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self.max_bytes:
+            raise StorageError(f"{name} in {self.url} is larger than the limit of {self.max_bytes} bytes")
+
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             self._fs.rm_file(path)
 
-    def _create(self, path: str, content: bytes, durable: bool) -> bool:
+    def _create(self, path: str, content: Content, durable: bool) -> bool:
         """Whether this call certainly made the artifact; if not, what is there must be compared."""
         if self._local:
             return create_atomically(path, content, durable=durable)
+        whole = b"".join(pieces(content))
         try:
             if "memory" in self._protocols:
                 with _memory:
-                    self._fs.pipe_file(path, content, mode="create")
+                    self._fs.pipe_file(path, whole, mode="create")
             elif self._protocols & EXCLUSIVE:
-                self._fs.pipe_file(path, content, mode="create")
+                self._fs.pipe_file(path, whole, mode="create")
             else:
-                self._move_into_place(path, content)
+                self._move_into_place(path, whole)
                 return False
         except FileExistsError:
             return False

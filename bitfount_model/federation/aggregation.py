@@ -192,15 +192,49 @@ class RunningMean:
         Raises:
             ParameterError: no updates are in, or all weights are 0.
         """
+        divisor = self._divisor()
+        return {
+            name: (self._sums[name] / divisor).reshape(value.shape)
+            if name in self._sums
+            else self._exact_mean(name, value)
+            for name, value in self._base.items()
+        }
+
+    def take_mean(self) -> dict[str, Tensor]:
+        """What `mean` gives, in the memory of the sums themselves: the last thing that can be asked of them."""
+        divisor, means = self._divisor(), {}
+        for name, value in self._base.items():
+            exact = name not in self._sums
+            means[name] = self._exact_mean(name, value) if exact else self._take(name, divisor)
+        return means
+
+    def take_moved(self) -> dict[str, Tensor]:
+        """What `apply_mean(base, mean())` gives; each sum is let go of once its parameter has moved. The last thing to ask.
+
+        Raises:
+            ParameterError: as `mean` and `apply_mean`.
+        """
+        divisor = self._divisor()
+        floats = {
+            name: _moved(name, value, self._take(name, divisor))
+            for name, value in self._base.items()
+            if name in self._sums
+        }
+        exact = {name: value for name, value in self._base.items() if name not in floats}
+        moved = floats | apply_mean(exact, {name: self._exact_mean(name, value) for name, value in exact.items()})
+        return {name: moved[name] for name in self._base}
+
+    def _divisor(self) -> float:
+        """What sums of floating point are divided by."""
         if not self._total:
             found = f"all {len(self._pods)} weights are 0" if self._pods else "no updates are in"
             raise ParameterError(f"the mean is not defined: {found}; want at least one update of weight > 0")
-        divisor = float(self._total / Fraction(2) ** (self._exponent or 0))
-        return {name: self._mean_of(name, value, divisor) for name, value in self._base.items()}
+        return float(self._total / Fraction(2) ** (self._exponent or 0))
 
-    def _mean_of(self, name: str, base: Tensor, divisor: float) -> Tensor:
-        if name in self._sums:
-            return (self._sums[name] / divisor).reshape(base.shape)
+    def _take(self, name: str, divisor: float) -> Tensor:
+        return self._sums.pop(name).div_(divisor).reshape(self._base[name].shape)
+
+    def _exact_mean(self, name: str, base: Tensor) -> Tensor:
         if name in self._changed:
             return self._changed[name].clone()
         return self._whole[name].mean(self._total).reshape(base.shape).to(base.device, base.dtype)
@@ -368,11 +402,14 @@ def _add_scaled(total: Tensor, update: Tensor, weight: float) -> None:
 
 
 def _moved(name: str, base: Tensor, mean: Tensor) -> Tensor:
-    """One floating-point parameter after its mean update is added in float64."""
-    wide = base.to(torch.float64, copy=True).add_(mean.to(base.device))
-    if name.rpartition(".")[2] == "running_var":
-        wide.clamp_(min=0)
-    moved = wide.to(base.dtype).contiguous()
+    """One floating-point parameter after its mean update is added in float64, by blocks: no wide copy of it is ever made."""
+    flat, step = base.reshape(-1), mean.reshape(-1)
+    moved = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+    for block, old, change in zip(*(torch.split(each, _BLOCK) for each in (moved.view(-1), flat, step)), strict=True):
+        wide = old.to(torch.float64, copy=True).add_(change.to(base.device))
+        if name.rpartition(".")[2] == "running_var":
+            wide.clamp_(min=0)
+        block.copy_(wide)
     if stray_values(name, moved, base):
         raise ParameterError(
             f"{stray_values(name, moved, base)[0]} after the mean update is added: it was not finite before, or is too "

@@ -26,7 +26,6 @@ What a pod wrote is checked by a schema when it is read, and so is what the mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -45,6 +44,7 @@ from bitfount_model.federation.messages import UpdateNote, note_from_json, note_
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.signing import JobSignature
 from bitfount_model.federation.statistics import PodStatistics
+from bitfount_model.files import sha256_of
 from bitfount_model.types import JSON, Parameters, PredictReturnType
 from tasks.federated.messages import (
     MAX_REASON,
@@ -78,14 +78,22 @@ class Exchange:
 
     Args:
         url: where both sides reach them: any URL that the store takes.
+        owned: whether it is a folder of this process's own, with all pods in it: then parameters are mapped into memory, not
+            copied there.
         max_bytes: parameters and predictions larger than this are refused.
         patience_seconds: how long a call is tried again when the store does not answer.
     """
 
     def __init__(
-        self, url: str, *, max_bytes: int = codec.DEFAULT_MAX_BYTES, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        url: str,
+        *,
+        owned: bool = False,
+        max_bytes: int = codec.DEFAULT_MAX_BYTES,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.url = url
+        self._owned = owned
         self.store = Store(url, max_bytes, patience_seconds=patience_seconds)
         self._joined: dict[str, Joined] = {}  # what was written once is read once
         self._newest: tuple[str, dict[str, Any]] | None = None
@@ -256,10 +264,12 @@ class Exchange:
     # -- rounds -----------------------------------------------------------------------------------------------------------------
 
     def put_weights(self, parameters: Parameters) -> Reference:
-        """Global parameters, under their digest."""
-        content = codec.encode(parameters)
-        sha256 = hashlib.sha256(content).hexdigest()
-        return self.store.put(f"weights/{sha256}.safetensors", content, sha256=sha256)
+        """Global parameters, under their digest. From here on nobody may change them: `weights` may give these very ones."""
+        content = codec.pieces(parameters)
+        sha256 = sha256_of(content)
+        reference = self.store.put(f"weights/{sha256}.safetensors", content, sha256=sha256)
+        self._newest = None if self._owned else (sha256, dict(parameters))
+        return reference
 
     def weights(self, reference: Reference) -> dict[str, Any]:
         """Global parameters, held against their digest. The newest are kept: pods of one process share them, and change none.
@@ -268,8 +278,8 @@ class Exchange:
             reference: whose `sha256` is also `codec.digest` of the parameters.
         """
         if self._newest is None or self._newest[0] != reference.sha256:
-            content = self.store.get(reference.name, reference.sha256)
-            self._newest = (reference.sha256, codec.decode(content, max_bytes=self.store.max_bytes).params)
+            self._newest = None  # before the next ones are in memory
+            self._newest = (reference.sha256, self._read_parameters(reference.name, reference.sha256, None))
         return self._newest[1]
 
     def ask(self, phase: str, asked: Asked) -> None:
@@ -296,10 +306,10 @@ class Exchange:
     def put_update(self, update: Update) -> None:
         """A pod's answer to a round; the delta first, the note that names it last. A second answer changes nothing."""
         phase = round_phase(update.round_number)
-        content = codec.encode(update.delta)
-        sha256 = hashlib.sha256(content).hexdigest()
-        self.store.put(delta_name(phase, update.pod, sha256), content, durable=False, sha256=sha256)
-        self._put_once(answer_name(phase, update.pod), note_of(update, sha256, len(content)).to_json())
+        content = codec.pieces(update.delta)
+        sha256 = sha256_of(content)
+        delta = self.store.put(delta_name(phase, update.pod, sha256), content, durable=False, sha256=sha256)
+        self._put_once(answer_name(phase, update.pod), note_of(update, sha256, delta.size).to_json())
 
     def update_note(self, phase: str, pod: str) -> UpdateNote | None:
         """What a pod says of its update, or None while there is none.
@@ -317,8 +327,8 @@ class Exchange:
             ParameterError: its delta is not that of the model.
             StorageError: its delta is not there, or is another one.
         """
-        content = self.store.get(delta_name(phase, note.pod, note.delta_sha256), note.delta_sha256)
-        return note.update(codec.decode(content, expected=expected, max_bytes=self.store.max_bytes).params)
+        name = delta_name(phase, note.pod, note.delta_sha256)
+        return note.update(self._read_parameters(name, note.delta_sha256, expected))
 
     def forget_update(self, phase: str, note: UpdateNote) -> None:
         """Removes a delta that has been added."""
@@ -341,8 +351,8 @@ class Exchange:
 
     def put_predictions(self, pod: str, predictions: Tensor, keys: Iterable[Any] | None) -> None:
         """A pod's predictions, `(rows, ...)`, and their rows' keys. A second answer changes nothing."""
-        content = codec.encode({"predictions": predictions})
-        name = f"{PREDICTION}/{pod}.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        content = codec.pieces({"predictions": predictions})
+        name = f"{PREDICTION}/{pod}.{sha256_of(content)[:16]}.safetensors"
         reference = self.store.put(name, content)
         self._put_once(answer_name(PREDICTION, pod), {"array": asdict(reference), "keys": plain_keys(keys)})
 
@@ -389,6 +399,12 @@ class Exchange:
         return self._get(name)
 
     # -- below ------------------------------------------------------------------------------------------------------------------
+
+    def _read_parameters(self, name: str, sha256: str, expected: Parameters | None) -> dict[str, Tensor]:
+        """Parameters as a file of them says, held against its digest; where nobody else can change the file, they stay in it."""
+        content = self.store.mapped(name, sha256) if self._owned else self.store.get(name, sha256)
+        limit = self.store.max_bytes
+        return codec.decode(content, expected=expected, max_bytes=limit, copy=not self._owned).params
 
     def _put(self, name: str, value: JSON) -> None:
         self._notes.put(name, json.dumps(value, sort_keys=True, allow_nan=False).encode(), durable=False)

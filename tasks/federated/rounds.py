@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitfount_model import codec
@@ -22,6 +22,7 @@ from bitfount_model.federation.messages import UpdateNote
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round, close_secure_round
+from bitfount_model.files import sha256_of
 from bitfount_model.parameters import euclidean_norm
 from bitfount_model.types import Parameters
 from tasks.federated.exchange import round_phase
@@ -66,9 +67,9 @@ class Rounds:
             self._tidy()
         else:
             first = require(store, "initialise").files["weights"]
-            parameters = codec.decode(store.get(first.name, first.sha256)).params
-            self._weights = exchange.put_weights(parameters)
-            self.state = GlobalState(0, parameters)
+            kept = codec.decode(store.mapped(first.name, first.sha256), copy=False).params
+            self._weights = exchange.put_weights(kept)
+            self.state = GlobalState(0, exchange.weights(self._weights))
 
     @property
     def are_over(self) -> bool:
@@ -125,6 +126,8 @@ class Rounds:
             closed = self._closed(phase) if self._secure is None else self._summed(self._secure)
             weights = federation.exchange.put_weights(closed.state.parameters)
             server = self._kept_server(closed.state)
+            # The same parameters as they lie in the exchange, where pods of this process find them too.
+            state = replace(closed.state, parameters=federation.exchange.weights(weights))
         measured = Measured(
             closed.missing,
             closed.norms,
@@ -136,7 +139,7 @@ class Rounds:
             closed.bytes_up,
             closed.spent,
         )
-        summary, state = closed.summary, closed.state
+        summary = closed.summary
         record = record_of(
             summary, state, measured, weights, server, self._best_after(summary.round_number, summary.metrics)
         )
@@ -179,9 +182,10 @@ class Rounds:
     def _kept_server(self, state: GlobalState) -> Reference | None:
         if not state.server:
             return None
-        content = codec.encode(state.server)
-        sha256 = codec.digest(state.server)
-        return self._federation.store.put(f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors", content)
+        content = codec.pieces(state.server)
+        sha256 = sha256_of(content)
+        name = f"rounds/{state.round_number:05d}.{sha256[:16]}.safetensors"
+        return self._federation.store.put(name, content, sha256=sha256)
 
     def _best_after(self, round_number: int, metrics: Mapping[str, float]) -> EarlyStoppingState | None:
         if self._federation.job.best is None:
@@ -287,6 +291,7 @@ class Gathered:
             tell("pod_answered", {"pod": pod, "round": note.round_number, **answer_values(note)})
             self.norms[pod] = euclidean_norm(update.delta)
             yield update
+            del update  # before the next one is read
 
 
 def answer_values(note: UpdateNote) -> dict[str, Any]:

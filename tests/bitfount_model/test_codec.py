@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bitfount_model.codec import DEFAULT_MAX_BYTES, Weights, decode, digest, encode, looks_like_safetensors
+from bitfount_model.codec import (
+    DEFAULT_MAX_BYTES,
+    Weights,
+    decode,
+    digest,
+    encode,
+    looks_like_safetensors,
+    metadata_of,
+    pieces,
+)
 from bitfount_model.errors import ParameterError, WeightsFileError
 from bitfount_model.parameters import SUPPORTED_DTYPES, snapshot
 
@@ -51,6 +60,32 @@ def test_the_bytes_are_pinned() -> None:
     header += b" " * (-len(header) % 8)
     values = b"\x03" + b"\x00" * 7 + b"\x00\x00\x80\x3f\x00\x00\x00\xc0" + b"\x01\x02"
     assert encode(params, {"z": "1", "a": "2"}) == len(header).to_bytes(8, "little") + header + values
+
+
+def test_the_pieces_of_a_file_are_the_tensors_themselves() -> None:
+    params = {"b": torch.tensor([1.0, -2.0]), "a": torch.tensor([3.0])}
+    header, *values = pieces(params, {"round": "3"})
+    assert b"".join([header, *values]) == encode(params, {"round": "3"})
+    params["a"].fill_(7)
+    assert bytes(values[0]) == torch.tensor([7.0]).numpy().tobytes()
+    assert metadata_of(encode(params, {"round": "3"})) == {"round": "3"}
+
+
+def test_values_that_are_not_copied_stay_in_the_bytes() -> None:
+    params = every_dtype()
+    data = bytearray(encode(params))
+    weights = decode(memoryview(data), copy=False)
+    assert_same(weights.params, params)
+    weights.params["float32.1.7"].fill_(5)
+    assert torch.equal(decode(data).params["float32.1.7"], torch.full((7,), 5.0))
+
+
+def test_values_that_are_not_aligned_are_copied() -> None:
+    params = {"w": torch.arange(4.0)}
+    data = bytearray(b"." + encode(params))
+    weights = decode(memoryview(data)[1:], copy=False)
+    data[-4:] = b"\0\0\0\0"
+    assert_same(weights.params, params)
 
 
 def test_every_dtype_and_shape_survives_a_round_trip() -> None:
