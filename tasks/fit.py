@@ -13,6 +13,7 @@ from bitfount_model import Metric, codec
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
+from bitfount_model.several_processes import require_forks
 from bitfount_model.weights_files import to_safetensors
 from tasks.batch_progress import BatchProgress
 from tasks.epochs import append_epoch
@@ -51,6 +52,7 @@ def train(store: Store) -> Manifest:
 
     started = time.perf_counter()
     with threads(session.job.training["threads"]), user_code(session.store, session.job):
+        require_forks(model.trainer_for_fit())
         records = model.fit_locally(
             None,
             metrics=validation_metrics(session),

@@ -191,20 +191,21 @@ class Store:
         return content
 
     def mapped(self, name: str, sha256: str) -> memoryview:
-        """An artifact of a folder, mapped into memory: its bytes are read as they are looked at, and need no memory of their own.
+        """An artifact's bytes, mapped into memory where the store is a folder: they are read as they are looked at.
 
-        What is written into the view stays with it. For a folder that is this process's own: a file that another process
-        cuts short under a map ends this process.
+        What is written into the view stays with it. For a store that is this process's own: a file that another process
+        cuts short under a map ends this process. Of a place that is no folder, the bytes are read.
 
         Args:
             name: as it was written.
             sha256: the digest that the bytes must have.
 
         Raises:
-            ConfigurationError: the store is not a folder of this machine.
             StorageError, IntegrityError: as `get`.
         """
-        path = local_path(self, name)
+        if not self._local:
+            return memoryview(bytearray(self.get(name, sha256)))
+        path = Path(self._path(name))
         view = self._there(name, self._patiently(f"read {name} from", lambda: self._map(path, name)))
         self._check(name, view, sha256)
         return view

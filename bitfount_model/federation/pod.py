@@ -51,6 +51,7 @@ from bitfount_model.model import PyTorchBitfountModel
 from bitfount_model.parameters import let_go, public_states, take_back, trainable_names
 from bitfount_model.reference import load_model_class
 from bitfount_model.seeding import derive_seed
+from bitfount_model.several_processes import require_one_process
 from bitfount_model.training import forget_training
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
 from bitfount_model.warm_start import warm_start
@@ -395,6 +396,7 @@ class PodSession:
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
         self._refuse_running_statistics(public_states(model))
+        require_one_process(model.trainer_for_fit(), "pods")
         return model
 
     def _metrics_may_leave(self) -> bool:

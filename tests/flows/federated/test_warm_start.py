@@ -13,11 +13,24 @@ from tests.flows.conftest import MODEL, run_command
 from tests.flows.federated.conftest import Train
 from tests.flows.federated.site import Site
 
-ASKED_FIRST = "self.warm = float('torch._dynamo' in sys.modules)"
-LOADED = f"import sys\n{MODEL}".replace(
-    "        return torch", f"        {ASKED_FIRST}\n        return torch", 1
-).replace("        return F.cross_entropy(self(x), y)", "        return 0 * self(x).sum() + self.warm", 1)
-"""A model whose training loss is 1 where the modules are loaded when its optimiser is asked for, and else 0."""
+LOOK = """\
+    warm = None
+
+    def look(self):
+        if self.warm is None:
+            self.warm = float("torch._dynamo" in sys.modules)
+
+    def set_model_training_iterations(self, iterations):
+        self.look()
+        super().set_model_training_iterations(iterations)
+
+    def configure_optimizers(self):
+        self.look()
+"""
+LOADED = f"import sys\n{MODEL}".replace("    def configure_optimizers(self):\n", LOOK, 1).replace(
+    "        return F.cross_entropy(self(x), y)", "        return 0 * self(x).sum() + self.warm", 1
+)
+"""A model whose training loss is 1 if the modules are there before the first thing that a round asks of it, and else 0."""
 
 
 def losses(home: Path, history: str) -> list[Any]:
