@@ -63,6 +63,7 @@ class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
 """
 SCRIPT = """\
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -81,7 +82,7 @@ if __name__ == "__main__":
     model.fit(rows)
     model.serialize("weights.safetensors")
     said = {"val_stats": model.val_stats, "tested": len(model.evaluate().preds)}
-    Path(f"said.{model.trainer.global_rank}.json").write_text(json.dumps(said))
+    Path(f"said.{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(said))
 """
 
 
@@ -97,14 +98,14 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write(job_file: Callable[..., Path], rows: Path) -> Callable[..., Path]:
-    """A job's file; keyword arguments are hyperparameters of the model, but for `training`, which replaces keys of that section."""
+    """A job's file; keyword arguments are hyperparameters of the model, but for `training`, which has the length."""
 
     def call(training: dict[str, Any] | None = None, **hyperparameters: Any) -> Path:
         return job_file(
             MODEL,
             model={"file": "model.py", "hyperparameters": hyperparameters},
             data={"csv": str(rows)},
-            training={"epochs": 2, "seed": 7, "batch_size": BATCH, **(training or {})},
+            training={"seed": 7, "batch_size": BATCH, **(training or {"epochs": 2})},
             predict=None,
         )
 
@@ -133,7 +134,7 @@ def test_a_job_in_two_processes_ends_with_the_weights_of_one_on_doubled_batches(
 ) -> None:
     two = trained(write(devices=2, strategy="ddp_fork"), home, "two")
     assert two.code == 0, two
-    one = trained(write({"batch_size": 2 * BATCH}), home, "one")
+    one = trained(write({"epochs": 2, "batch_size": 2 * BATCH}), home, "one")
     assert one.code == 0, one
 
     assert_close(two.summary["weights"], one.summary["weights"])
@@ -161,7 +162,7 @@ def count_of_task_runs(flow: str) -> int:
     [
         ({}, {"devices": 2, "strategy": "ddp"}, "run the whole command again, which a job cannot"),
         ({}, {"devices": 2, "strategy": "ddp_spawn"}, "import the model by name, which a job cannot"),
-        ({"epochs": None, "steps": 3}, {"devices": 2, "strategy": "ddp_fork"}, "a fit in steps runs in one process"),
+        ({"steps": 3}, {"devices": 2, "strategy": "ddp_fork"}, "a fit in steps runs in one process"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(
