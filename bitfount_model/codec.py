@@ -64,7 +64,7 @@ class Weights:
     """What a weights file holds.
 
     Attributes:
-        params: name -> CPU tensor that owns its memory.
+        params: name -> CPU tensor, with memory of its own unless `decode` left them in place.
         metadata: text -> text, as given to `encode`; whoever wrote the file chose it.
     """
 
@@ -87,33 +87,30 @@ def encode(params: Parameters, metadata: Mapping[str, str] | None = None) -> byt
     """Writes parameters as safetensors bytes; any safetensors reader can read them.
 
     Args:
-        params: as for `pieces`.
-        metadata: as for `pieces`.
+        params: name -> dense tensor, on any device, contiguous or not; tensors that share memory are written apart.
+        metadata: text to keep with them. None or empty writes none.
 
     Returns:
-        The file's bytes.
+        The file's bytes: a function of names, shapes, dtypes, values and metadata alone. Wide dtypes come first,
+        so that every tensor is aligned, then names in order.
 
     Raises:
-        ParameterError: as `pieces`.
+        ParameterError: a dtype, layout, name or metadata that a weights file cannot hold. Values are not looked at:
+            `decode` refuses what is not finite.
     """
     return b"".join(pieces(params, metadata))
 
 
 def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> list[memoryview]:
-    """The bytes of `encode` in pieces that follow each other, for whoever writes them down at once: values are not copied.
+    """What `encode` joins: the header, then each tensor's values where they lie, so that nothing is copied.
 
     Args:
-        params: name -> dense tensor, on any device, contiguous or not; tensors that share memory are written apart.
-        metadata: text to keep with them. None or empty writes none.
-
-    Returns:
-        Views of bytes, of which those of values on the CPU in row order change when the tensors do. Joined, they are a
-        function of names, shapes, dtypes, values and metadata alone. Wide dtypes come first, so that every tensor is
-        aligned, then names in order.
+        params: as for `encode`; tensors that are not contiguous on the CPU are copied. As long as the pieces are used,
+            they must not change.
+        metadata: as for `encode`.
 
     Raises:
-        ParameterError: a dtype, layout, name or metadata that a weights file cannot hold. Values are not looked at:
-            `decode` refuses what is not finite.
+        ParameterError: as `encode`.
     """
     problems = [problem for name, value in params.items() for problem in _unwritable(name, value)]
     problems += [
@@ -124,7 +121,7 @@ def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> lis
     if problems:
         raise ParameterError(f"the parameters cannot be written as a weights file: {_listed(problems)}")
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    chunks: list[memoryview] = []
+    values: list[memoryview] = []
     position = 0
     for name, value in sorted(params.items(), key=lambda item: (-item[1].element_size(), item[0])):
         size = value.numel() * value.element_size()
@@ -133,13 +130,13 @@ def pieces(params: Parameters, metadata: Mapping[str, str] | None = None) -> lis
             "shape": list(value.shape),
             "data_offsets": [position, position + size],
         }
-        chunks.append(_bytes_of(value))
+        values.append(_bytes_of(value))
         position += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ParameterError(f"the header would take {len(text)} bytes, at most {MAX_HEADER_BYTES} can be read back")
-    return [memoryview(len(text).to_bytes(8, "little") + text), *chunks]
+    return [memoryview(len(text).to_bytes(8, "little") + text), *values]
 
 
 def decode(
@@ -156,11 +153,11 @@ def decode(
         expected: the model's parameters. If given, names, shapes and dtypes must be theirs, the result has their
             order, and an infinity passes only where they hold the same one. If None, no infinity passes.
         max_bytes: the largest file that is looked into.
-        in_place: whether the tensors may be views of `data` instead of copies, where it can be written to and they lie
-            as their dtypes want it; then the caller leaves it as it is.
+        in_place: leaves the values where they are, such as in a file that is mapped into memory: tensors are then views of
+            `data`, which nobody else may change. Those that are not aligned, or cannot be written to, are copied all the same.
 
     Returns:
-        The parameters, each tensor with memory of its own unless they are wanted in place, and the metadata.
+        The parameters and the metadata.
 
     Raises:
         WeightsFileError: the bytes are of another format, too large, cut short, or break a rule of the format; the
@@ -181,6 +178,16 @@ def decode(
         return Weights(params, metadata)
     check_compatible(expected, params, what="the weights file")
     return Weights({name: params[name] for name in expected}, metadata)
+
+
+def metadata_of(data: bytes | bytearray | memoryview) -> dict[str, str]:
+    """The metadata of safetensors bytes, whose tensors are not looked at.
+
+    Raises:
+        WeightsFileError: they do not begin as safetensors bytes do.
+    """
+    view = _plain_view(data, memoryview(data).nbytes)
+    return _parsed(bytes(view[8 : _header_stop(view)]))[0]
 
 
 def looks_like_safetensors(data: bytes | bytearray | memoryview) -> bool:
@@ -335,7 +342,7 @@ def _tensor(entry: _Entry, values: memoryview, in_place: bool) -> Tensor:
         return torch.empty(entry.shape, dtype=entry.dtype)
     raw = np.frombuffer(values, dtype=np.uint8)
     if not in_place or values.readonly or raw.ctypes.data % entry.dtype.itemsize:
-        raw = raw.copy()  # one copy of the values, into memory of its own
+        raw = raw.copy()  # into memory of its own
     if entry.dtype == torch.bool and raw.max() > 1:
         raise _refused(f"{quoted(entry.name)} is boolean, but has bytes other than 0 and 1")
     return torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)

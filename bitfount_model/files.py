@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what is written to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,29 @@ _BLOCK = 2**20  # stays in a core's cache between its reading and its digest
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+Content = bytes | Sequence[bytes | memoryview]
+"""All bytes of a file; or the pieces that follow each other in it, so that large ones need not be copied into one."""
+
+
+def pieces(content: Content) -> Sequence[bytes | memoryview]:
+    """The pieces that a file is made of."""
+    return [content] if isinstance(content, bytes) else content
+
+
+def size_of(content: Content) -> int:
+    """How many bytes there are."""
+    return sum(memoryview(piece).nbytes for piece in pieces(content))
+
+
+def sha256_of(content: Content) -> str:
+    """The digest of all bytes, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for piece in pieces(content):
+        found.update(piece)
+    return found.hexdigest()
+
+
+def write_atomically(path: str | os.PathLike[str], content: Content) -> Path:
     """Writes a file under a temporary name beside it, syncs it, and renames it into place.
 
     Args:
@@ -38,7 +60,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     part = _part_in(target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write(part, [content], durable=True)
+        _write(part, content, durable=True)
         part.replace(target)
     except OSError as error:
         with suppress(OSError):
@@ -49,7 +71,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     return target
 
 
-def create_atomically(path: str | os.PathLike[str], content: bytes, *, durable: bool = True) -> bool:
+def create_atomically(path: str | os.PathLike[str], content: Content, *, durable: bool = True) -> bool:
     """Makes a file that is not there yet, whole or not at all; of several writers at the same moment one makes it.
 
     Args:
@@ -68,14 +90,14 @@ def create_atomically(path: str | os.PathLike[str], content: bytes, *, durable: 
     if target.exists():
         return False
     with _new_part(target.parent) as part:
-        _write(part, [content], durable)
+        _write(part, content, durable)
         return _link(part, target)
 
 
 def create_named_by_digest(
     folder: str | os.PathLike[str],
     name: Callable[[str], str],
-    pieces: Sequence[bytes | memoryview],
+    content: Content,
     *,
     durable: bool = True,
 ) -> tuple[str, bool]:
@@ -84,7 +106,7 @@ def create_named_by_digest(
     Args:
         folder: where the file is made; missing folders are made too.
         name: gives the file's name for the 64 hexadecimal digits.
-        pieces: the bytes, in pieces that follow each other.
+        content: all of it.
         durable: as for `create_atomically`.
 
     Returns:
@@ -94,10 +116,15 @@ def create_named_by_digest(
         OSError: as `create_atomically`.
     """
     with _new_part(Path(folder)) as part:
-        with ThreadPoolExecutor(1) as beside:
-            digest = beside.submit(sha256_of, pieces)
-            _write(part, pieces, durable)
-        return digest.result(), _link(part, part.with_name(name(digest.result())))
+        if size_of(content) < _BLOCK:  # a thread would take longer to start
+            digest = sha256_of(content)
+            _write(part, content, durable)
+        else:
+            with ThreadPoolExecutor(1) as beside:
+                digested = beside.submit(sha256_of, content)
+                _write(part, content, durable)
+            digest = digested.result()
+        return digest, _link(part, part.with_name(name(digest)))
 
 
 def read_digested(path: str | os.PathLike[str]) -> tuple[memoryview, str]:
@@ -114,20 +141,12 @@ def read_digested(path: str | os.PathLike[str]) -> tuple[memoryview, str]:
     """
     found = hashlib.sha256()
     with Path(path).open("rb", buffering=0) as stream:
-        content = memoryview(np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8))  # not set to 0 first
+        content = np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8).data  # not set to 0 first
         place = 0
         while count := stream.readinto(content[place : place + _BLOCK]):
             found.update(content[place : place + count])
             place += count
     return content[:place], found.hexdigest()
-
-
-def sha256_of(pieces: Sequence[bytes | memoryview]) -> str:
-    """The sha256 of bytes in pieces that follow each other, as 64 hexadecimal digits."""
-    found = hashlib.sha256()
-    for piece in pieces:
-        found.update(piece)
-    return found.hexdigest()
 
 
 @contextmanager
@@ -164,9 +183,9 @@ def _part_in(folder: Path) -> Path:
     return folder / f".{secrets.token_hex(8)}.part"
 
 
-def _write(part: Path, pieces: Sequence[bytes | memoryview], durable: bool) -> None:
+def _write(part: Path, content: Content, durable: bool) -> None:
     with part.open("xb") as stream:
-        stream.writelines(pieces)
+        stream.writelines(pieces(content))
         if durable:
             stream.flush()
             os.fsync(stream.fileno())

@@ -6,6 +6,7 @@ was not.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from bitfount_model.metrics import MetricCollection
 from bitfount_model.param_clipping import clip_batch_norm
 from bitfount_model.reporting import as_number, flatten_outputs
 from bitfount_model.seeding import derive_seed, seed_generators
+from bitfount_model.several_processes import ShareOfBatches
 
 if TYPE_CHECKING:
     from bitfount_model.model import PyTorchBitfountModel
@@ -70,6 +72,16 @@ class OpenEpoch:
             self.loss = weighted if self.loss is None else self.loss + weighted
             self.loss_rows += rows
 
+    def of_all(self, trainer: pl.Trainer) -> OpenEpoch:
+        """The epoch of all processes that train together, each of which has counted its own batches."""
+        loss = torch.zeros(()) if self.loss is None else self.loss
+        mine = torch.stack([loss.double().cpu(), torch.tensor(self.rows), torch.tensor(self.loss_rows)])
+        total, rows, loss_rows = trainer.strategy.reduce(
+            mine.to(trainer.strategy.root_device), reduce_op="sum"
+        ).tolist()
+        together = torch.tensor(total) if loss_rows else None
+        return OpenEpoch(self.stats_before, int(rows), together, int(loss_rows))
+
 
 class FitCourse(pl.Callback):
     """Keeps one fit's course: its position, its epochs' records, its checkpoints; part of Lightning's checkpoint itself."""
@@ -83,6 +95,7 @@ class FitCourse(pl.Callback):
         metrics: MetricCollection | None,
         report: Callable[[EpochRecord], None] | None,
         checkpoint: Path | None,
+        hand_over: Path | None = None,
     ) -> None:
         self.records: list[EpochRecord] = []
         self._model = model
@@ -91,6 +104,8 @@ class FitCourse(pl.Callback):
         self._metrics = metrics
         self._report = report
         self._checkpoint = checkpoint
+        self._hand_over = hand_over
+        self._threads = torch.get_num_threads()
         self._open: OpenEpoch | None = None
         self._predictions = StepOutputs()
         self._stats_before = len(model.val_stats)
@@ -110,6 +125,10 @@ class FitCourse(pl.Callback):
             "records": [asdict(record) for record in self.records],
             "open_epoch": None if self._open is None else asdict(self._open),
         }
+
+    def take_over(self, path: Path) -> None:
+        """Takes up what a process that has ended left in its file."""
+        self.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where the checkpoint was written."""
@@ -135,15 +154,16 @@ class FitCourse(pl.Callback):
                 count["ready"] = count["completed"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seed_pass()
+        torch.set_num_threads(self._threads)  # Lightning divides the cores where it has started processes
+        self._seed_pass(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._close_epoch():
+        if self._close_epoch(trainer):
             self._save(trainer)
-        if isinstance(self._loader, BaseLoader):
+        if isinstance(self._loader, BaseLoader | ShareOfBatches):
             self._loader.set_epoch(self._model.position // int(trainer.num_training_batches))
         self._open = OpenEpoch(stats_before=len(self._stats()))
-        self._seed_pass()
+        self._seed_pass(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -156,7 +176,7 @@ class FitCourse(pl.Callback):
         self._model.position += 1
         if self._starts_pass_within_epoch(trainer, batch_idx):
             self._save(trainer)
-            self._seed_pass()
+            self._seed_pass(trainer)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._predictions = StepOutputs()
@@ -192,19 +212,23 @@ class FitCourse(pl.Callback):
         pl_module.log_dict(computed)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close_epoch()
+        self._close_epoch(trainer)
+        if self._hand_over is not None and trainer.is_global_zero:
+            self._hand_over.write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def _stats(self) -> list[dict[str, float]]:
         """The validation metrics of this fit."""
         return self._model.val_stats[self._stats_before :]
 
-    def _close_epoch(self) -> bool:
+    def _close_epoch(self, trainer: pl.Trainer) -> bool:
         """An epoch is over when validation, schedulers and the user's hooks are: when the next begins, or the fit ends."""
         done, self._open = self._open, None
         if done is None:
             return False
         if self._model.param_clipping is not None:
             clip_batch_norm(self._model, self._model.param_clipping)
+        if trainer.world_size > 1:
+            done = done.of_all(trainer)
         stats = self._stats()[done.stats_before :]
         record = EpochRecord(
             epoch=len(self.records) + 1,
@@ -214,7 +238,7 @@ class FitCourse(pl.Callback):
             val_stats=_numbers(stats[-1]) if stats else {},
         )
         self.records.append(record)
-        if self._report is not None:
+        if self._report is not None and trainer.is_global_zero:
             self._report(record)
         return True
 
@@ -227,9 +251,10 @@ class FitCourse(pl.Callback):
             and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         )
 
-    def _seed_pass(self) -> None:
+    def _seed_pass(self, trainer: pl.Trainer) -> None:
         if self._model.seed is not None:
-            seed_generators(derive_seed(self._model.seed, "training", self._model.position))
+            among = ("process", trainer.global_rank) if trainer.global_rank else ()
+            seed_generators(derive_seed(self._model.seed, "training", self._model.position, *among))
 
     def _save(self, trainer: pl.Trainer) -> None:
         if self._checkpoint is None:
@@ -238,6 +263,8 @@ class FitCourse(pl.Callback):
         self._saving = True
         try:
             trainer.save_checkpoint(part, weights_only=False)
+            if not trainer.is_global_zero:  # another process has written it
+                return
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             part.replace(self._checkpoint)

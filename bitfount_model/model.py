@@ -379,10 +379,14 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         """The Trainer for the next fit: the last one where it can run again, else a new one."""
         if self._own_trainer is None or not training.is_reusable(self._own_trainer):
             self.reset_trainer()
-        return self.trainer_for_test()
+        return self._trainer_of_own()
 
     def trainer_for_test(self) -> pl.Trainer:
-        """The Trainer for the next test run."""
+        """The Trainer for the next test run, which has one process: its results are wanted here."""
+        trainer = self._trainer_of_own()
+        return trainer if trainer.world_size == 1 else training.in_one_process(trainer)
+
+    def _trainer_of_own(self) -> pl.Trainer:
         if self._own_trainer is None:
             self._own_trainer = self.trainer_init()
         return self._own_trainer
@@ -614,10 +618,8 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             ParameterError: a name is missing or extra, a shape or dtype differs, or a value is not finite.
         """
         self._need_network("update_params")
-        state = parameters.live(self)
-        public = parameters.public_names(state)
-        own = {public[name]: value for name, value in state.items()}
-        parameters.check_compatible(own, new_model_params, what="the new parameters")
+        parameters.check_compatible(parameters.public_states(self), new_model_params, what="the new parameters")
+        public = parameters.public_names(self.state_dict())
         parameters.update_module(self, {name: new_model_params[public[name]] for name in public})
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Between models and the rest: parameters as named tensors, read from a module, checked and written into it.
 
-Every function is pure but `update_module`, which changes the module it is given and nothing else. Nothing returned
-shares memory with an argument, but for what `live` gives. `updates` computes with parameters, `parameter_lists` and
-`codec` write them down.
+Every function is pure but `update_module`, which changes the module it is given and nothing else, and
+`let_go` and `take_back`, between which a module is without its memory. Nothing returned shares memory with an argument,
+except for `public_states`. `updates` computes with parameters, `parameter_lists` and `codec` write them down.
 
 Infinities that a model holds on purpose (an attention mask registered as a buffer) are let through where both sides
 agree; every other value that is not finite is refused by name.
@@ -35,6 +35,7 @@ SUPPORTED_DTYPES: tuple[torch.dtype, ...] = (
 )
 """The dtypes that parameters and buffers may have."""
 
+_NORM_BLOCK = 1 << 24
 _LISTED = 50  # differences spelled out in one message; a hostile update may have millions
 
 
@@ -74,6 +75,23 @@ def trainable_names(module: nn.Module) -> frozenset[str]:
     return frozenset(public[name] for name, value in named if value.requires_grad and name in public)
 
 
+def public_states(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and persistent buffers of a model under their public names, where they are: nothing is copied.
+
+    Args:
+        module: a model whose network is built.
+
+    Returns:
+        Name -> tensor without gradient, in state dict order, in the module's own memory: training changes it.
+
+    Raises:
+        ParameterError: as `snapshot`.
+    """
+    state = _usable_state(module)
+    public = public_names(state)
+    return {public[name]: value.detach() for name, value in state.items()}
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """Copies the parameters and persistent buffers of a module.
 
@@ -86,30 +104,33 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ParameterError: an entry of the state dict is no dense tensor of a supported dtype, or is not initialised yet.
     """
-    state = live(module)
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in state.items()
+        for name, value in _usable_state(module).items()
     }
 
 
-def live(module: nn.Module) -> Mapping[str, Tensor]:
-    """The parameters and persistent buffers of a module themselves, to be looked at: training changes them.
+def let_go(module: nn.Module) -> None:
+    """Gives back the memory of a module's parameters, persistent buffers and gradients; their values are lost.
+
+    The module is not to be used until `take_back`, and then holds nothing that means anything until `update_module`.
 
     Args:
-        module: any module.
-
-    Returns:
-        Its state dict.
-
-    Raises:
-        ParameterError: as `snapshot`.
+        module: on any device. Tensors that share their memory with others, or do not own it, stay as they are.
     """
-    state: Mapping[str, Tensor] = module.state_dict()
-    problems = [problem for name, value in state.items() for problem in unusable(name, value)]
-    if problems:
-        raise refusal("the model's state dict cannot be sent or saved", problems)
-    return state
+    module.zero_grad(set_to_none=True)
+    for value in module.state_dict().values():
+        memory = value.untyped_storage()
+        if memory.resizable() and not memory.is_shared() and memory.nbytes() == value.nbytes:
+            memory.resize_(0)
+
+
+def take_back(module: nn.Module) -> None:
+    """Gives a module the memory again that `let_go` took, without values."""
+    for value in module.state_dict().values():
+        memory = value.untyped_storage()
+        if memory.nbytes() < value.nbytes:
+            memory.resize_(value.nbytes)
 
 
 def update_module(module: nn.Module, params: Parameters) -> None:
@@ -203,16 +224,21 @@ def misfits(name: str, found: Tensor, want: Tensor) -> list[str]:
     return problems or stray_values(name, found, want)
 
 
+def holds_finite(value: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinities; integers and empty ones never have."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    low, high = torch.aminmax(value.detach())  # one pass without a temporary, and NaN wins both
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
 def stray_values(name: str, value: Tensor, allowed: Tensor | None = None) -> list[str]:
     """Says how many values are not finite, leaving out infinities that `allowed` holds at the same places.
 
     Returns:
         One sentence that begins with the name; empty if there are none.
     """
-    if not value.is_floating_point() or value.numel() == 0:
-        return []
-    low, high = torch.aminmax(value.detach())  # one pass without a temporary, and NaN wins both
-    if math.isfinite(low.item()) and math.isfinite(high.item()):
+    if holds_finite(value):
         return []
     stray = ~torch.isfinite(value)
     if allowed is not None:
@@ -239,7 +265,17 @@ def quoted(name: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
+def _usable_state(module: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = module.state_dict()
+    problems = [problem for name, value in state.items() for problem in unusable(name, value)]
+    if problems:
+        raise refusal("the model's state dict cannot be sent or saved", problems)
+    return state
+
+
 def _norm(value: Tensor) -> float:
+    if value.numel() > _NORM_BLOCK:  # in one piece, torch makes a float64 copy of it
+        return math.hypot(*map(_norm, torch.split(value.reshape(-1), _NORM_BLOCK)))
     norm = float(torch.linalg.vector_norm(value, dtype=torch.float64))
     if 1e-150 < norm < math.inf or not value.numel():
         return norm

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from bitfount_model.data import BaseLoader, StepLoader
 from bitfount_model.epoch_end_hooks import EpochEndHooks
-from bitfount_model.errors import DivergedError, MissingSplitError
+from bitfount_model.errors import ConfigurationError, DivergedError, MissingSplitError
 from bitfount_model.fit_course import EpochRecord, FitCourse
 from bitfount_model.metrics import MetricCollection
-from bitfount_model.parameters import public_names, stray_values
+from bitfount_model.parameters import holds_finite, public_states
 from bitfount_model.seeding import seeded
+from bitfount_model.several_processes import ShareOfBatches, handed_over
 
 if TYPE_CHECKING:
     from bitfount_model.model import PyTorchBitfountModel
@@ -44,6 +45,11 @@ def slim_trainer(**options: Any) -> pl.Trainer:
         "num_sanity_val_steps": 0,
     }
     return pl.Trainer(**{**defaults, **options})
+
+
+def in_one_process(trainer: pl.Trainer) -> pl.Trainer:
+    """A slim Trainer of one process, with the precision and on the kind of device of one that has several."""
+    return slim_trainer(accelerator=trainer.accelerator, precision=trainer.precision)
 
 
 def is_reusable(trainer: pl.Trainer) -> bool:
@@ -112,23 +118,59 @@ def train(
         TrainingError: the parameters are not finite after training.
         MissingSplitError: there are no training rows.
         StorageError: the checkpoint cannot be written.
+        ConfigurationError: the Trainer has several processes, and the fit is one in steps.
+
+    Where the Trainer starts processes for the fit, epochs are reported when it is over, and `callbacks` see nothing of it.
     """
-    loader = training_batches(model)
-    epochs = model.epochs or 1
     trainer = model.trainer_for_fit()
-    course = FitCourse(
-        model,
-        loader=loader,
-        epochs=epochs,
-        metrics=metrics,
-        report=report,
-        checkpoint=checkpoint,
-    )
+    loader = training_batches(model, trainer)
+    epochs = model.epochs or 1
     resume = checkpoint is not None and checkpoint.exists()
+    with handed_over(trainer) as elsewhere:
+        course = FitCourse(
+            model,
+            loader=loader,
+            epochs=epochs,
+            metrics=metrics,
+            # What is told in a process that ends with the fit reaches nobody.
+            report=report if elsewhere is None else None,
+            checkpoint=checkpoint,
+            hand_over=elsewhere,
+        )
+        watching = callbacks if elsewhere is None else ()
+        run_fit(model, trainer, course, loader, watching, checkpoint if resume else None)
+        if elsewhere is not None:
+            course.take_over(elsewhere)
+            model.reset_trainer()  # Lightning starts processes once for each Trainer
+            if report is not None:
+                for record in course.records:
+                    report(record)
+    check_finite_parameters(model)
+    return course.records
+
+
+def run_fit(
+    model: PyTorchBitfountModel,
+    trainer: pl.Trainer,
+    course: FitCourse,
+    loader: Iterable[Any],
+    callbacks: Sequence[pl.Callback],
+    checkpoint: Path | None,
+) -> None:
+    """Runs Lightning's fit for the length of the model's.
+
+    Args:
+        model: trained in place.
+        trainer: runs it.
+        course: keeps it.
+        loader: the training batches.
+        callbacks: for this fit.
+        checkpoint: to go on from, if there is one.
+    """
     validation = model.val_dataloader()
     validate = validation != []
     with (
-        set_for_one_fit(trainer, course, callbacks, epochs=epochs, validate=validate),
+        set_for_one_fit(trainer, course, callbacks, epochs=model.epochs or 1, validate=validate),
         seeded(model.seed_for("training")),
         interruptible(),
     ):
@@ -136,11 +178,9 @@ def train(
             model,
             train_dataloaders=loader,
             val_dataloaders=validation if validate else None,
-            ckpt_path=checkpoint if resume else None,
+            ckpt_path=checkpoint,
             weights_only=True,
         )
-    check_finite_parameters(model)
-    return course.records
 
 
 @contextmanager
@@ -168,9 +208,21 @@ def set_for_one_fit(
         trainer.limit_val_batches = limit
 
 
-def training_batches(model: PyTorchBitfountModel) -> Iterable[Any]:
-    """The batches of one epoch of the next fit."""
+def training_batches(model: PyTorchBitfountModel, trainer: pl.Trainer) -> Iterable[Any]:
+    """The batches of one epoch of the next fit; of several processes, those of each.
+
+    Raises:
+        ConfigurationError: the Trainer has several processes, and the fit is one in steps.
+    """
     loader: Iterable[Any] = model.train_dataloader()
+    if trainer.world_size > 1:
+        if model.steps is not None:
+            raise ConfigurationError(
+                f"a fit in steps runs in one process, and the model's trainer_init asks for {trainer.world_size}:"
+                " give the model epochs, or the Trainer devices=1"
+            )
+        # Lightning deals out the rows of torch's own loaders.
+        return ShareOfBatches(loader, trainer) if isinstance(loader, BaseLoader) else loader
     if model.steps is None:
         return LazyLoader(loader) if isinstance(loader, DataLoader) else loader
     if isinstance(loader, BaseLoader):
@@ -178,6 +230,14 @@ def training_batches(model: PyTorchBitfountModel) -> Iterable[Any]:
     steps = model.foreign_steps(loader)
     steps.batches = model.steps
     return steps
+
+
+def forget_training(model: PyTorchBitfountModel) -> None:
+    """Gives back what the last fit leaves behind beside the weights: gradients, and the optimisers with what they hold."""
+    model.zero_grad(set_to_none=True)
+    strategy = model.trainer_for_test().strategy
+    strategy.optimizers = []
+    strategy.lr_scheduler_configs = []
 
 
 def run_test(model: PyTorchBitfountModel, loader: Iterable[Any]) -> None:
@@ -189,9 +249,7 @@ def run_test(model: PyTorchBitfountModel, loader: Iterable[Any]) -> None:
 
 def check_finite_parameters(model: PyTorchBitfountModel) -> None:
     """Raises TrainingError naming the parameters that are not finite."""
-    states = model.state_dict()
-    public = public_names(states)
-    bad = [public[name] for name, value in states.items() if stray_values(name, value)]
+    bad = [name for name, value in public_states(model).items() if not holds_finite(value)]
     if bad:
         raise DivergedError(
             f"after training, {len(bad)} of the model's parameters are NaN or infinite: {', '.join(bad[:5])}"

@@ -53,7 +53,7 @@ def diff_params(old: Parameters, new: Parameters) -> dict[str, Tensor]:
             its dtype (a uint8 buffer that shrinks, float16 values too far apart).
     """
     check_compatible(old, new, what="the new parameters")
-    return {name: _difference(name, value.detach(), new[name].detach()) for name, value in old.items()}
+    return {name: _difference(name, value.detach(), new[name].detach().to(value.device)) for name, value in old.items()}
 
 
 def apply_updates(

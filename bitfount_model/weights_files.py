@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitfount_model import codec
 from bitfount_model.data import Preparation
 from bitfount_model.errors import WeightsFileError
-from bitfount_model.files import write_atomically
+from bitfount_model.files import Content, write_atomically
 from bitfount_model.types import Parameters
 
 PREPARATION = "bitfount_model.preparation"
@@ -58,9 +58,18 @@ class SavedModel:
     module: nn.Module | None = None
 
 
-def to_safetensors(parameters: Parameters, preparation: Preparation | None) -> bytes:
-    """Parameters as safetensors, with the preparation in its header."""
-    return codec.encode(parameters, None if preparation is None else {PREPARATION: json.dumps(preparation.to_json())})
+def to_safetensors(parameters: Parameters, preparation: Preparation | None) -> Content:
+    """Parameters as safetensors, with the preparation in its header; in pieces, which refer to the parameters."""
+    return codec.pieces(parameters, None if preparation is None else {PREPARATION: json.dumps(preparation.to_json())})
+
+
+def preparation_of(data: bytes | memoryview) -> Preparation | None:
+    """The preparation that safetensors bytes hold, if any; their parameters are not looked at.
+
+    Raises:
+        WeightsFileError: they are no safetensors, or do not say it properly.
+    """
+    return _preparation("the weights file", codec.metadata_of(data).get(PREPARATION))
 
 
 def write_weights(path: str | os.PathLike[str], parameters: Parameters, preparation: Preparation | None) -> Path:

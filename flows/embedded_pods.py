@@ -32,10 +32,11 @@ class EmbeddedPods:
         """They end with this process."""
 
     def work(self) -> None:
-        """Lets each pod in turn do all that is asked of it now."""
+        """Lets each pod in turn do all that is asked of it now; of their models, one at a time takes memory."""
         for worker in self._workers.values():
             while worker.advance():
                 pass
+            worker.rest()
 
     def gone(self, pod: str) -> str | None:
         """Why a pod will not answer: it had its turn, so what is not there now never will be."""

@@ -82,7 +82,7 @@ def federated_training(
     try:
         with untagged(), end_kept(store), end_recorded(store, Tracking(**tracking)):
             if any(read_manifest(store, name) is None for name in pod_steps(asked)):
-                with session_of(asked, job_id, store, Exchange(exchange_url)) as federation:
+                with session_of(asked, job_id, store, Exchange(exchange_url, owned=asked.is_embedded)) as federation:
                     ask_pods(federation, tracking, steps)
             done |= {name: reference(found) for name in steps if (found := read_manifest(store, name)) is not None}
             finish(asked, store, tracking, steps, done)

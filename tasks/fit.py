@@ -14,6 +14,7 @@ from bitfount_model.batch_progress import BatchCount, BatchProgress
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
+from bitfount_model.several_processes import require_forks
 from bitfount_model.weights_files import to_safetensors
 from tasks.epochs import append_epoch
 from tasks.layout import EPOCHS
@@ -54,6 +55,7 @@ def train(store: Store) -> Manifest:
 
     started = time.perf_counter()
     with threads(session.job.training["threads"]), user_code(session.store, session.job):
+        require_forks(model.trainer_for_fit())
         records = model.fit_locally(
             None,
             metrics=validation_metrics(session),

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,15 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError, StoreAwayError
-from bitfount_model.files import create_atomically, create_named_by_digest, read_digested, sha256_of
+from bitfount_model.files import (
+    Content,
+    create_atomically,
+    create_named_by_digest,
+    pieces,
+    read_digested,
+    sha256_of,
+    size_of,
+)
 from tasks.layout import manifest_name
 
 MAX_BYTES = 16 * 2**30
@@ -142,7 +151,7 @@ class Store:
         self.patience_seconds = default if patience_seconds is None else patience_seconds
         self._sleep = sleep
 
-    def put(self, name: str, content: bytes, *, durable: bool = True) -> Reference:
+    def put(self, name: str, content: Content, *, durable: bool = True) -> Reference:
         """Writes an artifact, whole or not at all; of several that write other bytes under one name, one succeeds.
 
         Folders without hard links, and protocols other than `file`, `memory`, `s3` and `gcs`, cannot promise the latter to writers
@@ -151,7 +160,7 @@ class Store:
 
         Args:
             name: letters, digits, `.`, `_`, `-`, with `/` between folders.
-            content: the bytes.
+            content: the bytes, or pieces of them, which are joined only where the place is no folder.
             durable: False for what can be made again: in a folder it may be lost if the machine loses power, which saves time.
 
         Returns:
@@ -161,16 +170,14 @@ class Store:
             IntegrityError: other bytes are already there under this name.
             StorageError: the place cannot be written, is full, or did not answer for as long as the store's patience.
         """
-        return self._put(Reference(name, hashlib.sha256(content).hexdigest(), len(content)), content, durable)
+        return self._put(Reference(name, sha256_of(content), size_of(content)), content, durable)
 
-    def put_named_by_digest(
-        self, name: Callable[[str], str], pieces: Sequence[bytes | memoryview], *, durable: bool = True
-    ) -> Reference:
+    def put_named_by_digest(self, name: Callable[[str], str], content: Content, *, durable: bool = True) -> Reference:
         """Writes an artifact as `put` does, under a name that tells its sha256; a folder's are digested while they are written.
 
         Args:
             name: gives the name for the 64 hexadecimal digits; whichever they are, it lies in the same folder.
-            pieces: the bytes, in pieces that follow each other.
+            content: as for `put`.
             durable: as for `put`.
 
         Returns:
@@ -179,22 +186,22 @@ class Store:
         Raises:
             IntegrityError, StorageError: as `put`.
         """
-        size = sum(map(len, pieces))
+        size = size_of(content)
         if not self._local:
-            sha256 = sha256_of(pieces)
-            return self._put(Reference(name(sha256), sha256, size), b"".join(pieces), durable)
+            sha256 = sha256_of(content)
+            return self._put(Reference(name(sha256), sha256, size), content, durable)
         example = name("0" * 64)
         self._check_size(example, size)
         folder = self._path(example).rpartition("/")[0]
         sha256, made = self._patiently(
             f"write to {folder} in",
             lambda: create_named_by_digest(
-                folder, lambda sha256: name(sha256).rpartition("/")[2], pieces, durable=durable
+                folder, lambda sha256: name(sha256).rpartition("/")[2], content, durable=durable
             ),
         )
         return self._compared(Reference(name(sha256), sha256, size), made)
 
-    def _put(self, reference: Reference, content: bytes, durable: bool) -> Reference:
+    def _put(self, reference: Reference, content: Content, durable: bool) -> Reference:
         path = self._path(reference.name)
         self._check_size(reference.name, reference.size)
         made = self._patiently(f"write {reference.name} to", lambda: self._create(path, content, durable))
@@ -247,6 +254,26 @@ class Store:
         content, digest = self._there(name, found)
         self._check_digest(name, digest, sha256)
         return content
+
+    def mapped(self, name: str, sha256: str) -> memoryview:
+        """An artifact's bytes, mapped into memory where the store is a folder: they are read as they are looked at.
+
+        What is written into the view stays with it. For a store that is this process's own: a file that another process
+        cuts short under a map ends this process. Of a place that is no folder, the bytes are read.
+
+        Args:
+            name: as it was written.
+            sha256: the digest that the bytes must have.
+
+        Raises:
+            StorageError, IntegrityError: as `get`.
+        """
+        if not self._local:
+            return memoryview(bytearray(self.get(name, sha256)))
+        path = self._path(name)
+        view = self._there(name, self._patiently(f"read {name} from", lambda: self._map(path, name)))
+        self._check_digest(name, hashlib.sha256(view).hexdigest(), sha256)
+        return view
 
     def find(self, name: str) -> bytes | None:
         """An artifact's bytes, or None where there is none.
@@ -325,6 +352,18 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def _map(self, path: str, name: str) -> memoryview | None:
+        """The bytes of a file where they are."""
+        if not self._is_there(path, name):
+            return None
+        try:
+            with Path(path).open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                # Nothing can be mapped of an empty file.
+                return memoryview(mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray())
+        except FileNotFoundError:
+            return None
+
     def _is_there(self, path: str, name: str) -> bool:
         """Whether there is an artifact, which is not too large."""
         size = self._size(path)
@@ -336,18 +375,19 @@ class Store:
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             self._fs.rm_file(path)
 
-    def _create(self, path: str, content: bytes, durable: bool) -> bool:
+    def _create(self, path: str, content: Content, durable: bool) -> bool:
         """Whether this call certainly made the artifact; if not, what is there must be compared."""
         if self._local:
             return create_atomically(path, content, durable=durable)
+        whole = b"".join(pieces(content))
         try:
             if "memory" in self._protocols:
                 with _memory:
-                    self._fs.pipe_file(path, content, mode="create")
+                    self._fs.pipe_file(path, whole, mode="create")
             elif self._protocols & EXCLUSIVE:
-                self._fs.pipe_file(path, content, mode="create")
+                self._fs.pipe_file(path, whole, mode="create")
             else:
-                self._move_into_place(path, content)
+                self._move_into_place(path, whole)
                 return False
         except FileExistsError:
             return False

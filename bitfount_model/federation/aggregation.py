@@ -192,15 +192,49 @@ class RunningMean:
         Raises:
             ParameterError: no updates are in, or all weights are 0.
         """
+        divisor = self._divisor()
+        return {
+            name: (self._sums[name] / divisor).reshape(value.shape)
+            if name in self._sums
+            else self._exact_mean(name, value)
+            for name, value in self._base.items()
+        }
+
+    def take_mean(self) -> dict[str, Tensor]:
+        """What `mean` gives, in the memory of the sums themselves: the last thing that can be asked of them."""
+        divisor, means = self._divisor(), {}
+        for name, value in self._base.items():
+            exact = name not in self._sums
+            means[name] = self._exact_mean(name, value) if exact else self._take(name, divisor)
+        return means
+
+    def take_moved(self) -> dict[str, Tensor]:
+        """What `apply_mean(base, mean())` gives; each sum is let go of once its parameter has moved. The last thing to ask.
+
+        Raises:
+            ParameterError: as `mean` and `apply_mean`.
+        """
+        divisor = self._divisor()
+        floats = {
+            name: _moved(name, value, self._take(name, divisor))
+            for name, value in self._base.items()
+            if name in self._sums
+        }
+        exact = {name: value for name, value in self._base.items() if name not in floats}
+        moved = floats | apply_mean(exact, {name: self._exact_mean(name, value) for name, value in exact.items()})
+        return {name: moved[name] for name in self._base}
+
+    def _divisor(self) -> float:
+        """What sums of floating point are divided by."""
         if not self._total:
             found = f"all {len(self._pods)} weights are 0" if self._pods else "no updates are in"
             raise ParameterError(f"the mean is not defined: {found}; want at least one update of weight > 0")
-        divisor = float(self._total / Fraction(2) ** (self._exponent or 0))
-        return {name: self._mean_of(name, value, divisor) for name, value in self._base.items()}
+        return float(self._total / Fraction(2) ** (self._exponent or 0))
 
-    def _mean_of(self, name: str, base: Tensor, divisor: float) -> Tensor:
-        if name in self._sums:
-            return (self._sums[name] / divisor).reshape(base.shape)
+    def _take(self, name: str, divisor: float) -> Tensor:
+        return self._sums.pop(name).div_(divisor).reshape(self._base[name].shape)
+
+    def _exact_mean(self, name: str, base: Tensor) -> Tensor:
         if name in self._changed:
             return self._changed[name].clone()
         return self._whole[name].mean(self._total).reshape(base.shape).to(base.device, base.dtype)

@@ -47,10 +47,13 @@ from bitfount_model.federation.statistics import PodStatistics, pod_statistics
 from bitfount_model.metrics import Metric, MetricCollection, default_metrics
 from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.model import PyTorchBitfountModel
-from bitfount_model.parameters import trainable_names
+from bitfount_model.parameters import let_go, public_states, take_back, trainable_names
 from bitfount_model.reference import load_model_class
 from bitfount_model.seeding import derive_seed
+from bitfount_model.several_processes import require_one_process
+from bitfount_model.training import forget_training
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
+from bitfount_model.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ class PodSession:
         self._class_name = approval.class_name if approval else job.model_class
         self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
+        self._resting = False  # whether the model is without the memory of its parameters
         self.model_is_classifier = self._load(source_code)
 
     def schema(self) -> BitfountSchema:
@@ -233,7 +237,7 @@ class PodSession:
         return frame, self._split(structure.transform(frame))
 
     def prepare(self, schema: BitfountSchema, preparation: Preparation) -> None:
-        """Builds model and loaders with the encoding that all pods share.
+        """Builds model and loaders with the encoding that all pods share, and loads what the first fit would wait for.
 
         Args:
             schema: the common one.
@@ -242,8 +246,9 @@ class PodSession:
         Raises:
             ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics.
         """
+        warm_start()
         self._common = (schema, preparation)
-        self._model = self._built(schema, preparation)
+        self._model, self._resting = self._built(schema, preparation), False
 
     @property
     def parameters(self) -> Parameters:
@@ -283,7 +288,8 @@ class PodSession:
             update = self._fitted(round_number, parameters, base_digest or codec.digest(parameters), on_batch)
             return update if private is None else self._protected(update, private)
         except BaseException:
-            self._model = None  # a Trainer that was stopped within a step is not one to go on with
+            # A Trainer that was stopped within a step is not one to go on with.
+            self._model, self._resting = None, False
             raise
 
     def _fitted(self, round_number: int, parameters: Parameters, base_digest: str, on_batch: OnBatch | None) -> Update:
@@ -298,12 +304,13 @@ class PodSession:
             model, metrics=chosen_metrics(model, job.metrics), mu=job.proximal_mu, on_batch=on_batch
         )
         seconds = time.perf_counter() - began
+        forget_training(model)
         validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
         return Update(
             pod=self.pod.name,
             round_number=round_number,
             base_digest=base_digest,
-            delta=updates.diff_params(parameters, model.get_param_states()),
+            delta=updates.diff_params(parameters, public_states(model)),
             weight=int(model.train_dataloader().rows),
             metrics=MetricSums.of(records[-1].val_stats, validation_rows),
             train_loss=records[-1].train_loss,
@@ -350,9 +357,15 @@ class PodSession:
             raise ConfigurationError("predict on a pod's own rows gave no predictions")
         return result
 
+    def rest(self) -> None:
+        """Gives back the memory of the model's parameters until the next call; until then `parameters` has no values."""
+        if self._model is not None and not self._resting:
+            let_go(self._model)
+            self._resting = True
+
     def close(self) -> None:
         """Lets go of the model; the next call builds it again."""
-        self._model = None
+        self._model, self._resting = None, False
 
     def _load(self, source_code: bytes) -> bool:
         """Runs the model's source; says whether it is a classifier."""
@@ -364,6 +377,9 @@ class PodSession:
             raise NotInitialisedError(f"pod {self.pod.name!r}: prepare comes before the first round")
         if self._model is None:
             self._model = self._built(*self._common)
+        if self._resting:
+            take_back(self._model)
+            self._resting = False
         return self._model
 
     def _built(self, schema: BitfountSchema, preparation: Preparation) -> PyTorchBitfountModel:
@@ -373,7 +389,8 @@ class PodSession:
         # Rows that are only predicted need no target, and are not split.
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
-        self._refuse_running_statistics(model.get_param_states())
+        self._refuse_running_statistics(public_states(model))
+        require_one_process(model.trainer_for_fit(), "pods")
         return model
 
     def _metrics_may_leave(self) -> bool:

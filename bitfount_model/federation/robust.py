@@ -33,7 +33,7 @@ from torch import Tensor
 
 from bitfount_model.data.names import suggestion
 from bitfount_model.errors import ConfigurationError, ParameterError
-from bitfount_model.federation.aggregation import RunningMean, checked_weight
+from bitfount_model.federation.aggregation import RunningMean, apply_mean, checked_weight
 from bitfount_model.parameters import check_compatible, euclidean_norm, quoted
 from bitfount_model.types import Parameters
 from bitfount_model.updates import rounded_mean
@@ -141,7 +141,7 @@ def norm_clipping(
         norm = euclidean_norm(update)
         factor = 1.0 if norm <= settings.maximum_norm else settings.maximum_norm / norm
         mean.add(str(position), update if factor == 1.0 else scaled(update, factor), weight)
-    return Aggregated(mean.mean(), tuple(range(len(updates))))
+    return Aggregated(mean.take_mean(), tuple(range(len(updates))))
 
 
 def best_by_krum(updates: Sequence[Parameters], malicious: int, keep: int) -> tuple[int, ...]:
@@ -257,8 +257,11 @@ class Aggregator(Protocol):
     def add(self, pod: str, update: Parameters, weight: float) -> None:
         """Checks an update and takes it in: see `RunningMean.add`."""
 
-    def mean(self) -> dict[str, Tensor]:
-        """The round's update: see `RunningMean.mean`."""
+    def take_mean(self) -> dict[str, Tensor]:
+        """The round's update: see `RunningMean.take_mean`."""
+
+    def take_moved(self) -> dict[str, Tensor]:
+        """The base plus the round's update: see `RunningMean.take_moved`."""
 
 
 class Collected:
@@ -313,6 +316,14 @@ class Collected:
             self._updates[pod] = {name: value.detach() for name, value in update.items()}
             self._weights[pod] = share if self._weighted else 1.0
 
+    def take_mean(self) -> dict[str, Tensor]:
+        """The same as `mean`."""
+        return self.mean()
+
+    def take_moved(self) -> dict[str, Tensor]:
+        """The base plus the rule's update."""
+        return apply_mean(self._base, self.mean())
+
     def mean(self) -> dict[str, Tensor]:
         """The rule's update, in the form of `RunningMean.mean`.
 
@@ -351,7 +362,7 @@ def _mean_of(base: Parameters, updates: Sequence[Parameters], chosen: tuple[int,
     mean = RunningMean(base, weighted=False)
     for position in chosen:
         mean.add(str(position), updates[position], 1)
-    return Aggregated(mean.mean(), chosen)
+    return Aggregated(mean.take_mean(), chosen)
 
 
 def _mean_of_sorted(base: Parameters, updates: Sequence[Parameters], kept: slice) -> dict[str, Tensor]:

@@ -14,7 +14,14 @@ from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.robust import aggregator
 from bitfount_model.federation.sampling import sample_pods
-from bitfount_model.federation.server_optimisers import SERVER_OPTIMISERS, ServerState, server_settings
+from bitfount_model.federation.server_optimisers import (
+    SERVER_OPTIMISERS,
+    ServerSettings,
+    ServerState,
+    Stepped,
+    is_plain_averaging,
+    server_settings,
+)
 from bitfount_model.parameters import quoted
 from bitfount_model.types import Parameters
 
@@ -106,11 +113,12 @@ def close_round(
             mean.add(update.pod, update.delta, update.weight)
         except ParameterError as error:
             refused[update.pod] = str(error)
-            continue
-        sums = sums.add(update.metrics)
-        by_pod[update.pod] = update.metrics.mean()
-        if update.train_loss is not None:
-            losses[update.pod] = update.train_loss
+        else:
+            sums = sums.add(update.metrics)
+            by_pod[update.pod] = update.metrics.mean()
+            if update.train_loss is not None:
+                losses[update.pod] = update.train_loss
+        del update  # before the next one is read
     if len(mean.pods) < job.quorum:
         why = "; ".join(f"{pod}: {reason}" for pod, reason in refused.items())
         raise QuorumError(
@@ -121,7 +129,11 @@ def close_round(
     if not mean.weight:
         raise QuorumError(f"round {round_number}: no pod has training rows behind its update", refused)
     metrics = sums.mean()
-    following = _stepped(job, state, mean.mean(), metrics, buffers)
+    settings = server_settings(job.optimiser, job.optimiser_settings, tuple(buffers))
+    if is_plain_averaging(job.optimiser, settings) and not state.server:
+        following = _followed(job, state, {}, mean.take_moved(), metrics)  # the same bits, in less memory
+    else:
+        following = _followed(job, state, *_stepped(job, state, mean.take_mean(), settings), metrics)
     return following, RoundSummary(round_number, mean.pods, refused, metrics, by_pod, losses, mean.weight, mean.chosen)
 
 
@@ -138,19 +150,22 @@ def close_secure_round(
         buffers: as in `close_round`.
     """
     metrics = summed.metrics.mean()
-    following = _stepped(job, state, summed.mean, metrics, buffers)
+    settings = server_settings(job.optimiser, job.optimiser_settings, tuple(buffers))
+    following = _followed(job, state, *_stepped(job, state, summed.mean, settings), metrics)
     number = following.round_number
     return following, RoundSummary(number, pods, {}, metrics, {}, {}, float(summed.weight), pods)
 
 
-def _stepped(
-    job: FederatedJob, state: GlobalState, update: Parameters, metrics: Mapping[str, float], buffers: Iterable[str]
+def _stepped(job: FederatedJob, state: GlobalState, update: Parameters, settings: ServerSettings) -> Stepped:
+    """The server optimiser's step along the round's update."""
+    return SERVER_OPTIMISERS[job.optimiser](state.server, state.parameters, update, settings)
+
+
+def _followed(
+    job: FederatedJob, state: GlobalState, server: ServerState, parameters: Parameters, metrics: Mapping[str, float]
 ) -> GlobalState:
-    """The state after the round's update: the server optimiser's step, and whether to stop."""
-    round_number = state.round_number + 1
-    settings = server_settings(job.optimiser, job.optimiser_settings, tuple(buffers))
-    server, parameters = SERVER_OPTIMISERS[job.optimiser](state.server, state.parameters, update, settings)
-    stopping = state.stopping
+    """The state after the round, which says whether to stop."""
+    round_number, stopping = state.round_number + 1, state.stopping
     if job.early_stopping is not None:
         stopping = EarlyStopping(**job.early_stopping).update(stopping, round_number, metrics)
     return GlobalState(round_number, parameters, server, stopping)

@@ -171,6 +171,11 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 """Name -> the settings that the optimiser uses, with the values of the module's table."""
 
 
+def is_plain_averaging(optimiser: str, settings: ServerSettings) -> bool:
+    """Whether the next parameters are just those of before plus the mean update: FedAvg with learning rate 1."""
+    return optimiser == "FedAvg" and settings.learning_rate == 1
+
+
 def server_settings(
     optimiser: str, given: Mapping[str, float] | None = None, buffers: Collection[str] = ()
 ) -> ServerSettings:

@@ -18,6 +18,7 @@ from bitfount_model.federation.local_training import train_locally
 from bitfount_model.model import PyTorchBitfountModel
 from bitfount_model.parameters import public_names
 from bitfount_model.seeding import derive_seed
+from bitfount_model.several_processes import require_one_process
 from bitfount_model.simulation.partition import Partition
 from bitfount_model.slim_fit import only_optimizer, reasons_for_trainer
 from bitfount_model.types import Parameters
@@ -70,6 +71,8 @@ class Clients:
         self.uses_trainer = list(reasons_for_trainer(type(model)))
         if not self.uses_trainer and only_optimizer(model.configure_optimizers()) is None:
             self.uses_trainer = ["configure_optimizers returns more than one optimiser"]
+        if self.uses_trainer:
+            require_one_process(model.trainer_for_fit(), "simulated clients")
 
     def update(self, client: int, round_number: int, parameters: Parameters) -> ClientUpdate:
         """Trains one client for one round from the global parameters.

@@ -101,7 +101,8 @@ class Comparison:
         self._pods = pods
         self._source = read_file(store, made, "model")
         self._schema = BitfountSchema.loads(read_file(store, made, "schema").decode())
-        self._first = codec.decode(read_file(store, made, "weights")).params
+        first = made.files["weights"]
+        self._first = codec.decode(store.mapped(first.name, first.sha256), in_place=True).params
         # Early stopping may have ended the rounds before the job's last epoch or step.
         rounds = require(store, "fit").values["rounds"]
         trained = min(rounds * asked.between_updates, asked.iterations)

@@ -77,14 +77,22 @@ class Exchange:
 
     Args:
         url: where both sides reach them: any URL that the store takes.
+        owned: whether it is a folder of this process's own, with all pods in it: then parameters are mapped into memory, not
+            copied there.
         max_bytes: parameters and predictions larger than this are refused.
         patience_seconds: how long a call is tried again when the store does not answer.
     """
 
     def __init__(
-        self, url: str, *, max_bytes: int = codec.DEFAULT_MAX_BYTES, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        url: str,
+        *,
+        owned: bool = False,
+        max_bytes: int = codec.DEFAULT_MAX_BYTES,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.url = url
+        self._owned = owned
         self.store = Store(url, max_bytes, patience_seconds=patience_seconds)
         self._joined: dict[str, Joined] = {}  # what was written once is read once
         self._newest: tuple[str, dict[str, Any]] | None = None
@@ -255,8 +263,12 @@ class Exchange:
     # -- rounds -----------------------------------------------------------------------------------------------------------------
 
     def put_weights(self, parameters: Parameters) -> Reference:
-        """Global parameters, under their digest."""
-        return self.store.put_named_by_digest(lambda sha256: f"weights/{sha256}.safetensors", codec.pieces(parameters))
+        """Global parameters, under their digest. From here on nobody may change them: `weights` may give these very ones."""
+        reference = self.store.put_named_by_digest(
+            lambda sha256: f"weights/{sha256}.safetensors", codec.pieces(parameters)
+        )
+        self._newest = None if self._owned else (reference.sha256, dict(parameters))
+        return reference
 
     def weights(self, reference: Reference) -> dict[str, Any]:
         """Global parameters, held against their digest. The newest are kept: pods of one process share them, and change none.
@@ -265,9 +277,8 @@ class Exchange:
             reference: whose `sha256` is also `codec.digest` of the parameters.
         """
         if self._newest is None or self._newest[0] != reference.sha256:
-            content = self.store.load(reference.name, reference.sha256)
-            params = codec.decode(content, max_bytes=self.store.max_bytes, in_place=True).params
-            self._newest = (reference.sha256, params)
+            self._newest = None  # before the next ones are in memory
+            self._newest = (reference.sha256, self._read_parameters(reference.name, reference.sha256, None))
         return self._newest[1]
 
     def ask(self, phase: str, asked: Asked) -> None:
@@ -315,9 +326,8 @@ class Exchange:
             ParameterError: its delta is not that of the model.
             StorageError: its delta is not there, or is another one.
         """
-        content = self.store.load(delta_name(phase, note.pod, note.delta_sha256), note.delta_sha256)
-        decoded = codec.decode(content, expected=expected, max_bytes=self.store.max_bytes, in_place=True)
-        return note.update(decoded.params)
+        name = delta_name(phase, note.pod, note.delta_sha256)
+        return note.update(self._read_parameters(name, note.delta_sha256, expected))
 
     def forget_update(self, phase: str, note: UpdateNote) -> None:
         """Removes a delta that has been added."""
@@ -388,6 +398,11 @@ class Exchange:
         return self._get(name)
 
     # -- below ------------------------------------------------------------------------------------------------------------------
+
+    def _read_parameters(self, name: str, sha256: str, expected: Parameters | None) -> dict[str, Tensor]:
+        """Parameters as a file of them says, held against its digest; where nobody else can change the file, they stay in it."""
+        content = self.store.mapped(name, sha256) if self._owned else self.store.load(name, sha256)
+        return codec.decode(content, expected=expected, max_bytes=self.store.max_bytes, in_place=True).params
 
     def _put(self, name: str, value: JSON) -> None:
         self._notes.put(name, json.dumps(value, sort_keys=True, allow_nan=False).encode(), durable=False)

@@ -7,8 +7,9 @@ import json
 from bitfount_model import BitfountSchema
 from bitfount_model.errors import BitfountError
 from bitfount_model.federation import MetricSums
+from bitfount_model.files import Content
 from bitfount_model.types import Parameters
-from bitfount_model.weights_files import read_weights, to_safetensors
+from bitfount_model.weights_files import preparation_of, to_safetensors
 from tasks.federated.exchange import EVALUATION, PREDICTION
 from tasks.federated.federation import Federation
 from tasks.federated.messages import Asked
@@ -117,10 +118,10 @@ def collect_predictions(federation: Federation) -> Manifest:
     return write_manifest(store, Manifest("predict", files, values))
 
 
-def _with_preparation(store: Store, parameters: Parameters) -> bytes:
+def _with_preparation(store: Store, parameters: Parameters) -> Content:
     """Parameters as a weights file that says how rows are encoded."""
-    first = read_weights(read_file(store, require(store, "initialise"), "weights"), None, True)
-    return to_safetensors(parameters, first.preparation)
+    first = require(store, "initialise").files["weights"]
+    return to_safetensors(parameters, preparation_of(store.mapped(first.name, first.sha256)))
 
 
 def as_numbers(metrics: dict[str, float]) -> dict[str, float | None]:

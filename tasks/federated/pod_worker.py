@@ -167,6 +167,11 @@ class PodWorker:
             return False  # the modeller closes a round before it asks for anything else
         return self._apply(EVALUATION, self._evaluate_task) or self._apply(PREDICTION, self._predict_task)
 
+    def rest(self) -> None:
+        """Gives back the memory of the model's parameters until there is something to do again."""
+        if self._pod_session is not None:
+            self._pod_session.rest()
+
     def close(self) -> None:
         """Lets go of the model, and of the process that it runs in."""
         if self._pod_session is not None:

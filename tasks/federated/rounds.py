@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitfount_model import codec
@@ -72,9 +72,9 @@ class Rounds:
             self._tidy()
         else:
             first = require(store, "initialise").files["weights"]
-            parameters = codec.decode(store.get(first.name, first.sha256)).params
-            self._weights = exchange.put_weights(parameters)
-            self.state = GlobalState(0, parameters)
+            kept = codec.decode(store.mapped(first.name, first.sha256), in_place=True).params
+            self._weights = exchange.put_weights(kept)
+            self.state = GlobalState(0, exchange.weights(self._weights))
 
     @property
     def are_over(self) -> bool:
@@ -132,6 +132,8 @@ class Rounds:
             closed = self._closed(phase) if self._secure is None else self._summed(self._secure)
             weights = federation.exchange.put_weights(closed.state.parameters)
             server = self._kept_server(closed.state)
+            # The same parameters as they lie in the exchange, where pods of this process find them too.
+            state = replace(closed.state, parameters=federation.exchange.weights(weights))
         measured = Measured(
             closed.missing,
             closed.norms,
@@ -143,7 +145,7 @@ class Rounds:
             closed.bytes_up,
             closed.spent,
         )
-        summary, state = closed.summary, closed.state
+        summary = closed.summary
         record = record_of(
             summary, state, measured, weights, server, self._best_after(summary.round_number, summary.metrics)
         )

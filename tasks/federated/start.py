@@ -12,8 +12,9 @@ from bitfount_model.data import Preparation
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation import PodStatistics, merge_schemas, merge_statistics
 from bitfount_model.federation.pod import chosen_metrics
+from bitfount_model.parameters import public_states
 from bitfount_model.serialization import dump
-from bitfount_model.weights_files import read_weights, to_safetensors
+from bitfount_model.weights_files import preparation_of, read_weights, to_safetensors
 from tasks.federated.exchange import JOIN
 from tasks.federated.federation import Federation, listed
 from tasks.federated.messages import Joined, Start
@@ -110,7 +111,7 @@ def keep(
 ) -> Manifest:
     """Writes the first artifacts and the step's manifest."""
     store, job = federation.store, federation.job
-    states = model.get_param_states()
+    states = public_states(model)  # nobody trains this model
     files = {
         "job": store.put("job.json", store.get("job.json")),
         "federation": store.put("federation.json", as_json(job.to_json())),
@@ -154,8 +155,8 @@ def keep(
 
 def _start_of(federation: Federation, manifest: Manifest, schema: BitfountSchema) -> Start:
     """What rounds begin with, from what is kept."""
-    weights = federation.store.get(manifest.files["weights"].name, manifest.files["weights"].sha256)
-    preparation = read_weights(weights, None, True).preparation
+    weights = federation.store.mapped(manifest.files["weights"].name, manifest.files["weights"].sha256)
+    preparation = preparation_of(weights)
     if preparation is None:
         raise QuorumError(f"{manifest.files['weights'].name} does not say how rows are encoded")
     return Start(schema, preparation, tuple(sorted(manifest.values["rows_by_pod"])))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bitfount_model.types import JSON
+from bitfount_model.warm_start import warm_start
 from tasks.simulation.rounds import Work
 from tasks.simulation.sums import share_trained
 from tasks.step import step
@@ -40,6 +41,9 @@ def workers_for(store_url: str, workers: int, dask: str | None) -> Iterator[Work
     else:
         start = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=start, initializer=_as_worker) as pool:
+            # Each waits for a process of its own: they start, and import, before the first round and not within it.
+            for ready in [pool.submit(warm_start) for _ in range(workers)]:
+                ready.result()
 
             def beside(store_url: str, round_number: int, weights: JSON, first: int, stop: int) -> JSON:
                 return pool.submit(share_trained, store_url, round_number, weights, first, stop).result()

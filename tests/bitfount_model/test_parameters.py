@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from bitfount_model.errors import ParameterError
-from bitfount_model.parameters import check_compatible, check_finite, snapshot, update_module
+from bitfount_model.parameters import (
+    check_compatible,
+    check_finite,
+    euclidean_norm,
+    let_go,
+    snapshot,
+    take_back,
+    update_module,
+)
 from tests.bitfount_model.named_tensors import FLOATS, assert_equal, copies, network
 
 # --- snapshot ---------------------------------------------------------------------------------------------------------
@@ -176,3 +184,39 @@ def test_modules_that_rename_their_weights_on_loading_still_work() -> None:
     params = {name: value + 1 for name, value in snapshot(module).items()}
     update_module(module, params)
     assert_equal(snapshot(module), params)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_let_its_memory_go_and_took_it_back_is_the_same_once_it_is_written_into() -> None:
+    module = network()
+    module(torch.randn(4, 1, 4)).sum().backward()
+    kept = snapshot(module)
+    let_go(module)
+    assert all(value.untyped_storage().nbytes() == 0 for value in module.state_dict().values())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    take_back(module)
+    update_module(module, kept)
+    assert_equal(snapshot(module), kept)
+
+
+def test_tied_weights_stay_tied_and_memory_of_others_stays_where_it_is() -> None:
+    module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    module[1].weight = module[0].weight
+    shared = torch.arange(6.0)
+    module.register_buffer("part", shared[:4])
+    kept = snapshot(module)
+    let_go(module)
+    assert shared.tolist() == [0, 1, 2, 3, 4, 5]
+    take_back(module)
+    update_module(module, kept)
+    assert module[1].weight is module[0].weight
+    assert_equal(snapshot(module), kept)
+
+
+def test_the_norm_of_a_tensor_that_is_taken_in_pieces_is_its_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"w": torch.randn(7, 11), "n": torch.arange(3)}
+    whole = euclidean_norm(params)
+    monkeypatch.setattr("bitfount_model.parameters._NORM_BLOCK", 10)
+    assert euclidean_norm(params) == pytest.approx(whole, rel=1e-15)

@@ -55,6 +55,34 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "store")
 
 
+def test_a_mapped_artifact_is_the_file_held_against_its_digest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    written = store.put("a/b", [b"one", memoryview(b"two")])
+    assert written == Store(tmp_path / "other").put("a/b", b"onetwo")
+    view = store.mapped("a/b", written.sha256)
+    view[0:3] = b"ten"
+    assert (bytes(view), store.get("a/b", written.sha256)) == (b"tentwo", b"onetwo")
+    store.delete("a/b")
+    assert bytes(view) == b"tentwo"
+    assert bytes(store.mapped("empty", store.put("empty", b"").sha256)) == b""
+    elsewhere = Store(f"memory://{uuid.uuid4().hex}")
+    view = elsewhere.mapped("a", elsewhere.put("a", b"one").sha256)
+    view[0:3] = b"ten"
+    assert (bytes(view), elsewhere.get("a")) == (b"ten", b"one")
+
+
+def test_what_cannot_be_mapped_is_refused(tmp_path: Path) -> None:
+    store, digest = Store(tmp_path, max_bytes=10), "0" * 64
+    store.put("a", b"bytes")
+    with pytest.raises(IntegrityError, match="wanted 0000"):
+        store.mapped("a", digest)
+    with pytest.raises(StorageError, match="there is no b"):
+        store.mapped("b", digest)
+    (tmp_path / "c").write_bytes(bytes(11))
+    with pytest.raises(StorageError, match="larger than the limit"):
+        store.mapped("c", digest)
+
+
 class DistantFileSystem(MemoryFileSystem):
     """Memory behind a network: `weather` may raise before a call ("sent") or after it did its work ("done")."""
 

@@ -123,7 +123,7 @@ class Channel:
     def _read_file(self, length: int) -> memoryview:
         if self._trusting and length:
             return memoryview(mmap.mmap(self._shared, length, access=mmap.ACCESS_COPY))
-        view, place = memoryview(np.empty(length, dtype=np.uint8)), 0  # not set to 0 first
+        view, place = np.empty(length, dtype=np.uint8).data, 0  # not set to 0 first
         while place < length:
             count = os.preadv(self._shared, [view[place:]], place)
             if not count:

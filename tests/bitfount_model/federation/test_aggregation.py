@@ -28,7 +28,11 @@ def streamed(
     base: dict[str, Tensor], updates: list[dict[str, Tensor]], weights: list[Any] | None = None
 ) -> dict[str, Tensor]:
     running = running_mean(base, updates, weights)
-    return apply_mean(base, running.mean())
+    mean = running.mean()
+    moved = apply_mean(base, mean)
+    assert_equal(running_mean(base, updates, weights).take_mean(), mean)
+    assert_equal(running.take_moved(), moved)  # in the memory of the sums: asked last
+    return moved
 
 
 def running_mean(
