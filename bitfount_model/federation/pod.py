@@ -51,7 +51,7 @@ from bitfount_model.parameters import let_go, public_states, take_back, trainabl
 from bitfount_model.reference import load_model_class
 from bitfount_model.seeding import derive_seed
 from bitfount_model.several_processes import require_one_process
-from bitfount_model.training import forget_training
+from bitfount_model.slim_fit import reasons_for_trainer
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
 from bitfount_model.warm_start import warm_start
 
@@ -244,7 +244,8 @@ class PodSession:
             preparation: of all pods' training rows.
 
         Raises:
-            ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics.
+            ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics; or the model's
+                `trainer_init` asks for several processes.
         """
         warm_start()
         self._common = (schema, preparation)
@@ -288,10 +289,7 @@ class PodSession:
             update = self._fitted(round_number, parameters, base_digest or codec.digest(parameters), on_batch)
             return update if private is None else self._protected(update, private)
         except BaseException:
-            self._model, self._resting = (
-                None,
-                False,
-            )  # a Trainer that was stopped within a step is not one to go on with
+            self._model = None  # a Trainer that was stopped within a step is not one to go on with
             raise
 
     def _fitted(self, round_number: int, parameters: Parameters, base_digest: str, on_batch: OnBatch | None) -> Update:
@@ -306,7 +304,7 @@ class PodSession:
             model, metrics=chosen_metrics(model, job.metrics), mu=job.proximal_mu, on_batch=on_batch
         )
         seconds = time.perf_counter() - began
-        forget_training(model)
+        model.forget_training()
         validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
         return Update(
             pod=self.pod.name,
@@ -367,7 +365,7 @@ class PodSession:
 
     def close(self) -> None:
         """Lets go of the model; the next call builds it again."""
-        self._model, self._resting = None, False
+        self._model = None
 
     def _load(self, source_code: bytes) -> bool:
         """Runs the model's source; says whether it is a classifier."""
@@ -378,7 +376,7 @@ class PodSession:
         if self._common is None:
             raise NotInitialisedError(f"pod {self.pod.name!r}: prepare comes before the first round")
         if self._model is None:
-            self._model = self._built(*self._common)
+            self._model, self._resting = self._built(*self._common), False
         if self._resting:
             take_back(self._model)
             self._resting = False
@@ -392,7 +390,8 @@ class PodSession:
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
         self._refuse_running_statistics(public_states(model))
-        require_one_process(model.trainer_for_fit(), "pods")
+        if reasons_for_trainer(type(model)):
+            require_one_process(model.trainer_for_fit(), "pods")
         return model
 
     def _metrics_may_leave(self) -> bool:
