@@ -395,6 +395,13 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
         """Makes a new Trainer; weights and position in the data stay."""
         self._own_trainer = self.trainer_init()
 
+    def forget_training(self) -> None:
+        """Gives back what the last fit left behind beside weights and position: gradients, optimisers and what they hold."""
+        self.zero_grad(set_to_none=True)
+        if self._own_trainer is not None:
+            self._own_trainer.strategy.optimizers = []
+            self._own_trainer.strategy.lr_scheduler_configs = []
+
     def set_model_training_iterations(self, iterations: int) -> None:
         """How long the next fits run: in epochs or in steps, whichever the model was constructed with.
 

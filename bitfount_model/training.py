@@ -232,14 +232,6 @@ def training_batches(model: PyTorchBitfountModel, trainer: pl.Trainer) -> Iterab
     return steps
 
 
-def forget_training(model: PyTorchBitfountModel) -> None:
-    """Gives back what the last fit leaves behind beside the weights: gradients, and the optimisers with what they hold."""
-    model.zero_grad(set_to_none=True)
-    strategy = model.trainer_for_test().strategy
-    strategy.optimizers = []
-    strategy.lr_scheduler_configs = []
-
-
 def run_test(model: PyTorchBitfountModel, loader: Iterable[Any]) -> None:
     """Runs the model's `test_step` and `test_epoch_end` over a loader; the results are the model's."""
     trainer = model.trainer_for_test()

@@ -51,7 +51,7 @@ from bitfount_model.parameters import let_go, public_states, take_back, trainabl
 from bitfount_model.reference import load_model_class
 from bitfount_model.seeding import derive_seed
 from bitfount_model.several_processes import require_one_process
-from bitfount_model.training import forget_training
+from bitfount_model.slim_fit import reasons_for_trainer
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
 from bitfount_model.warm_start import warm_start
 
@@ -244,7 +244,8 @@ class PodSession:
             preparation: of all pods' training rows.
 
         Raises:
-            ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics.
+            ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics; or the model's
+                `trainer_init` asks for several processes.
         """
         warm_start()
         self._common = (schema, preparation)
@@ -304,7 +305,7 @@ class PodSession:
             model, metrics=chosen_metrics(model, job.metrics), mu=job.proximal_mu, on_batch=on_batch
         )
         seconds = time.perf_counter() - began
-        forget_training(model)
+        model.forget_training()
         validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
         return Update(
             pod=self.pod.name,
@@ -365,7 +366,7 @@ class PodSession:
 
     def close(self) -> None:
         """Lets go of the model; the next call builds it again."""
-        self._model, self._resting = None, False
+        self._model = None
 
     def _load(self, source_code: bytes) -> bool:
         """Runs the model's source; says whether it is a classifier."""
@@ -376,7 +377,7 @@ class PodSession:
         if self._common is None:
             raise NotInitialisedError(f"pod {self.pod.name!r}: prepare comes before the first round")
         if self._model is None:
-            self._model = self._built(*self._common)
+            self._model, self._resting = self._built(*self._common), False
         if self._resting:
             take_back(self._model)
             self._resting = False
@@ -390,7 +391,8 @@ class PodSession:
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
         self._refuse_running_statistics(public_states(model))
-        require_one_process(model.trainer_for_fit(), "pods")
+        if reasons_for_trainer(type(model)):
+            require_one_process(model.trainer_for_fit(), "pods")
         return model
 
     def _metrics_may_leave(self) -> bool:
