@@ -289,8 +289,7 @@ class PodSession:
             update = self._fitted(round_number, parameters, base_digest or codec.digest(parameters), on_batch)
             return update if private is None else self._protected(update, private)
         except BaseException:
-            # A Trainer that was stopped within a step is not one to go on with.
-            self._model, self._resting = None, False
+            self._model = None  # a Trainer that was stopped within a step is not one to go on with
             raise
 
     def _fitted(self, round_number: int, parameters: Parameters, base_digest: str, on_batch: OnBatch | None) -> Update:
