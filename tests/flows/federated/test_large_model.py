@@ -112,5 +112,5 @@ def test_a_hundred_million_parameters_are_held_at_most_three_times(prefect_url: 
     own, files = (with_them.own - without.own) / BYTES, (with_them.files - without.files) / BYTES
     # A pod that trains: its model and gradients, 2. The modeller that adds updates: sums in float64, 2, and the next parameters.
     assert own <= 3, f"{own:.2f} times the parameters in memory of its own, {files:.2f} times in mapped files"
-    # The parameters that a round begins from, and one update.
-    assert files <= 2.5, f"{files:.2f} times the parameters in mapped files"
+    # The parameters that a round begins from, and two updates: one that is added while the next one is read.
+    assert files <= 3.2, f"{files:.2f} times the parameters in mapped files"
