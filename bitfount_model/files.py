@@ -15,6 +15,8 @@ import numpy as np
 
 from bitfount_model.errors import StorageError
 
+BESIDE_BYTES = 8 * 2**20
+"""From this size on, a thread of its own is worth its start."""
 _BLOCK = 2**20  # stays in a core's cache between its reading and its digest
 
 # How file systems without hard links (FAT, some network and FUSE ones) refuse to make one.
@@ -94,10 +96,8 @@ def create_named_by_digest(
         OSError: as `create_atomically`.
     """
     with _new_part(Path(folder)) as part:
-        with ThreadPoolExecutor(1) as beside:
-            digest = beside.submit(sha256_of, pieces)
-            _write(part, pieces, durable)
-        return digest.result(), _link(part, part.with_name(name(digest.result())))
+        sha256 = _written(part, pieces, durable)
+        return sha256, _link(part, part.with_name(name(sha256)))
 
 
 def read_digested(path: str | os.PathLike[str]) -> tuple[memoryview, str]:
@@ -162,6 +162,17 @@ def _link(part: Path, target: Path) -> bool:
 
 def _part_in(folder: Path) -> Path:
     return folder / f".{secrets.token_hex(8)}.part"
+
+
+def _written(part: Path, pieces: Sequence[bytes | memoryview], durable: bool) -> str:
+    """Writes a new file; gives the sha256 of its bytes."""
+    if sum(map(len, pieces)) < BESIDE_BYTES:
+        _write(part, pieces, durable)
+        return sha256_of(pieces)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256_of, pieces)
+        _write(part, pieces, durable)
+    return digest.result()
 
 
 def _write(part: Path, pieces: Sequence[bytes | memoryview], durable: bool) -> None:
