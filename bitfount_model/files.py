@@ -15,6 +15,8 @@ import numpy as np
 
 from bitfount_model.errors import StorageError
 
+BESIDE_BYTES = 8 * 2**20
+"""From this size on, a thread of its own is worth its start."""
 _BLOCK = 2**20  # stays in a core's cache between its reading and its digest
 
 # How file systems without hard links (FAT, some network and FUSE ones) refuse to make one.
@@ -116,15 +118,8 @@ def create_named_by_digest(
         OSError: as `create_atomically`.
     """
     with _new_part(Path(folder)) as part:
-        if size_of(content) < _BLOCK:  # a thread would take longer to start
-            digest = sha256_of(content)
-            _write(part, content, durable)
-        else:
-            with ThreadPoolExecutor(1) as beside:
-                digested = beside.submit(sha256_of, content)
-                _write(part, content, durable)
-            digest = digested.result()
-        return digest, _link(part, part.with_name(name(digest)))
+        sha256 = _written(part, content, durable)
+        return sha256, _link(part, part.with_name(name(sha256)))
 
 
 def read_digested(path: str | os.PathLike[str]) -> tuple[memoryview, str]:
@@ -181,6 +176,17 @@ def _link(part: Path, target: Path) -> bool:
 
 def _part_in(folder: Path) -> Path:
     return folder / f".{secrets.token_hex(8)}.part"
+
+
+def _written(part: Path, content: Content, durable: bool) -> str:
+    """Writes a new file; gives the sha256 of its bytes."""
+    if size_of(content) < BESIDE_BYTES:
+        _write(part, content, durable)
+        return sha256_of(content)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256_of, content)
+        _write(part, content, durable)
+    return digest.result()
 
 
 def _write(part: Path, content: Content, durable: bool) -> None:

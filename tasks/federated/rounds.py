@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bitfount_model import codec
@@ -24,6 +25,7 @@ from bitfount_model.federation.messages import UpdateNote
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.privacy import Spent
 from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round, close_secure_round
+from bitfount_model.files import BESIDE_BYTES
 from bitfount_model.parameters import euclidean_norm
 from bitfount_model.types import Parameters
 from tasks.federated.exchange import round_phase
@@ -44,7 +46,7 @@ from tasks.session import require, threads
 from tasks.store import Reference
 
 READ_AHEAD = 2
-"""So many updates are read, each by a thread of its own, while another is added."""
+"""So many updates are read, large ones by threads of their own, while another is added."""
 
 
 class Rounds:
@@ -288,10 +290,12 @@ class Gathered:
     def updates(self, pods: tuple[str, ...]) -> Iterator[Update]:
         """The updates in the order of `pods`, at most `READ_AHEAD` more in memory than the one that is given."""
         exchange = self._federation.exchange
-        being_read: deque[tuple[str, UpdateNote, Future[tuple[Update, float]]]] = deque()
+        being_read: deque[tuple[str, UpdateNote, Callable[[], tuple[Update, float]]]] = deque()
         with ThreadPoolExecutor(READ_AHEAD) as readers:
             for pod, note in self._collector.answers(pods, lambda pod: exchange.update_note(self._phase, pod)):
-                being_read.append((pod, note, readers.submit(self._read, pod, note)))
+                large = note.delta_bytes >= BESIDE_BYTES
+                read = readers.submit(self._read, pod, note).result if large else partial(self._read, pod, note)
+                being_read.append((pod, note, read))
                 if len(being_read) == READ_AHEAD:
                     yield from self._usable(*being_read.popleft())
             while being_read:
@@ -306,10 +310,10 @@ class Gathered:
         update = exchange.update(self._phase, note, self._expected)
         return update, euclidean_norm(update.delta)
 
-    def _usable(self, pod: str, note: UpdateNote, read: Future[tuple[Update, float]]) -> Iterator[Update]:
+    def _usable(self, pod: str, note: UpdateNote, read: Callable[[], tuple[Update, float]]) -> Iterator[Update]:
         """The update, unless it cannot be used."""
         try:
-            update, norm = read.result()
+            update, norm = read()
         except StoreAwayError:
             raise  # no pod is to blame
         except (ParameterError, StorageError) as error:
