@@ -55,4 +55,4 @@ def row(federation: Federation, pods: int, megabytes: int, rounds: int) -> Promi
 
 
 if __name__ == "__main__":
-    command_line(measure, __doc__, {Form.QUICK: 5, Form.USUAL: 11, Form.FULL: 31})
+    command_line(measure, __doc__, {Form.QUICK: 5, Form.USUAL: 7, Form.FULL: 31})

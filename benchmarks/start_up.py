@@ -126,4 +126,4 @@ def until_first_batch(command: list[str], folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    command_line(measure, __doc__, {Form.QUICK: 1, Form.USUAL: 5, Form.FULL: 11})
+    command_line(measure, __doc__, {Form.QUICK: 1, Form.USUAL: 3, Form.FULL: 11})
