@@ -2,7 +2,8 @@
 
 Pod: from its encoded update to the masked vector. Server: the 7 vectors added, 30 seeds put together, 28 masks taken off.
 Beside them what they replace or come with: the plain weighted mean of the same 7 updates (`RunningMean`), and the encoding
-of one update in fixed point. One thread; vectors are made before the clock starts. Seconds are medians over the runs.
+of one update in fixed point. A pod has one thread, and the server all cores, since the pods wait for it; vectors are made before
+the clock starts. Seconds are medians over the runs.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from tasks.record import finished_steps
 from tasks.recording import Tracking, live_metrics
 from tasks.register import register
 from tasks.report.step import report
-from tasks.step import reference, step
+from tasks.step import reference, step, untagged
 from tasks.store import Manifest, Store, read_manifest
 from tasks.summary_page import show_summary
 
@@ -80,7 +80,7 @@ def federated_training(
     ]
     done: dict[str, Any] = {}
     try:
-        with end_kept(store), end_recorded(store, Tracking(**tracking)):
+        with untagged(), end_kept(store), end_recorded(store, Tracking(**tracking)):
             if any(read_manifest(store, name) is None for name in pod_steps(asked)):
                 with session_of(asked, job_id, store, Exchange(exchange_url)) as federation:
                     ask_pods(federation, tracking, steps)

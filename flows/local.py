@@ -23,6 +23,7 @@ from tasks.recording import Tracking, live_metrics, record, record_end
 from tasks.register import register
 from tasks.report.step import report
 from tasks.run_contents import note
+from tasks.step import untagged
 from tasks.store import Store
 from tasks.summary_page import show_summary
 
@@ -41,7 +42,7 @@ def local_training(job: dict[str, Any], job_id: str, store_url: str, tracking: d
         The steps' manifests by name; `record` is None where MLflow could not be reached: the next run with this id records.
     """
     done: dict[str, Any] = {}
-    with end_kept(Store(store_url)), end_recorded(store_url, Tracking(**tracking)):
+    with untagged(), end_kept(Store(store_url)), end_recorded(store_url, Tracking(**tracking)):
         with stage("initialise", done):
             done["initialise"] = initialise_model(store_url, job, job_id)
         recorded(store_url, tracking, steps_of(job))

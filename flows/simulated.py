@@ -16,7 +16,7 @@ from tasks.recording import Tracking, live_metrics
 from tasks.simulation.rounds import train_rounds
 from tasks.simulation.session import close, opened
 from tasks.simulation.workers import workers_for
-from tasks.step import reference
+from tasks.step import reference, untagged
 from tasks.store import Store
 
 
@@ -43,7 +43,7 @@ def simulated_training(
         The steps' manifests by name, as `local_training`.
     """
     done: dict[str, Any] = {}
-    with end_kept(Store(store_url)), end_recorded(store_url, Tracking(**tracking)):
+    with untagged(), end_kept(Store(store_url)), end_recorded(store_url, Tracking(**tracking)):
         with stage("initialise", done):
             done["initialise"] = initialise_model(store_url, job, job_id)
         recorded(store_url, tracking, steps_of(job))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bitfount_model import Metric, codec
+from bitfount_model.batch_progress import BatchCount, BatchProgress
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.fit_course import EpochRecord
 from bitfount_model.metrics import default_metrics
 from bitfount_model.weights_files import to_safetensors
-from tasks.batch_progress import BatchProgress
 from tasks.epochs import append_epoch
 from tasks.layout import EPOCHS
 from tasks.progress import tell
@@ -49,6 +49,9 @@ def train(store: Store) -> Manifest:
         append_epoch(epochs, plain(record))
         tell("epoch", plain(record))
 
+    def on_batch(count: BatchCount) -> None:
+        tell("batch", asdict(count))
+
     started = time.perf_counter()
     with threads(session.job.training["threads"]), user_code(session.store, session.job):
         records = model.fit_locally(
@@ -56,7 +59,7 @@ def train(store: Store) -> Manifest:
             metrics=validation_metrics(session),
             report=report,
             checkpoint=checkpoint,
-            callbacks=[BatchProgress()],
+            callbacks=[BatchProgress(on_batch)],
         )
     return keep(session, records, time.perf_counter() - started, checkpoint)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TagsContext
 from prefect.tasks import exponential_backoff
 
 from tasks.retries import FIRST_DELAY_SECONDS, RETRIES, retry_if_transient
@@ -36,6 +38,17 @@ def step(name: str, run_name: str | None = None) -> Callable[[Callable[Parameter
         cache_policy=NO_CACHE,
         persist_result=False,
     )
+
+
+@contextmanager
+def untagged() -> Iterator[None]:
+    """Runs a flow's steps without its tags, which are for finding the flow run.
+
+    For each tag of a task Prefect asks its server, before the task begins, whether a concurrency limit of that name has room: that
+    took more time than all else that Prefect does around a short task.
+    """
+    with TagsContext(current_tags=set()):
+        yield
 
 
 def reference(manifest: Manifest) -> dict[str, Any]:

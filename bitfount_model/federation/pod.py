@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytorch_lightning as pl
-import torch
-from torch import Tensor
 
 from bitfount_model import codec, updates
+from bitfount_model.batch_progress import OnBatch
 from bitfount_model.data import (
     BaseSource,
     BitfountSchema,
@@ -35,6 +33,7 @@ from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.book import Approval, Book
 from bitfount_model.federation.identity import Identity
 from bitfount_model.federation.job import PREDICT, FederatedJob
+from bitfount_model.federation.local_training import train_locally
 from bitfount_model.federation.policy import PodPolicy, refusals
 from bitfount_model.federation.privacy import (
     PrivacyBudget,
@@ -262,7 +261,7 @@ class PodSession:
         parameters: Parameters,
         *,
         base_digest: str | None = None,
-        callbacks: Sequence[pl.Callback] = (),
+        on_batch: OnBatch | None = None,
     ) -> Update:
         """Trains for one round from the global parameters.
 
@@ -272,7 +271,7 @@ class PodSession:
             round_number: from 1.
             parameters: the global ones; left as they are.
             base_digest: `codec.digest` of them, where it is known already.
-            callbacks: Lightning callbacks of whoever watches.
+            on_batch: is told of the progress.
 
         Raises:
             PrivacyBudgetError: a private job's update would go beyond the pod's budget.
@@ -281,25 +280,22 @@ class PodSession:
         if private is not None:
             private.ledger.require(private.settings, private.budget)
         try:
-            update = self._fitted(round_number, parameters, base_digest or codec.digest(parameters), callbacks)
+            update = self._fitted(round_number, parameters, base_digest or codec.digest(parameters), on_batch)
             return update if private is None else self._protected(update, private)
         except BaseException:
             self._model = None  # a Trainer that was stopped within a step is not one to go on with
             raise
 
-    def _fitted(
-        self, round_number: int, parameters: Parameters, base_digest: str, callbacks: Sequence[pl.Callback]
-    ) -> Update:
+    def _fitted(self, round_number: int, parameters: Parameters, base_digest: str, on_batch: OnBatch | None) -> Update:
         model, job = self._ready(), self.job
         model.update_params(parameters)
         model.set_model_training_iterations(job.iterations_of(round_number))
         before = job.iterations_before(round_number)
         model.position = before * len(model.train_dataloader()) if job.epochs is not None else before
         model.val_stats.clear()  # each round's are in its update; a long job keeps no list of them
-        term = [ProximalTerm(job.proximal_mu)] if job.proximal_mu else []
         began = time.perf_counter()
-        records = model.fit_locally(
-            None, metrics=chosen_metrics(model, self.job.metrics), callbacks=[*term, *callbacks]
+        records = train_locally(
+            model, metrics=chosen_metrics(model, job.metrics), mu=job.proximal_mu, on_batch=on_batch
         )
         seconds = time.perf_counter() - began
         validation_rows = 0 if model.validation_dl is None else int(model.validation_dl.rows)  # type: ignore[attr-defined]
@@ -483,27 +479,3 @@ def build_model(
         **length,
         **job.hyperparameters,
     )
-
-
-class ProximalTerm(pl.Callback):
-    """FedProx: the gradient of `mu / 2 * |w - w_global|^2` joins the loss's before each optimiser step.
-
-    Args:
-        mu: strength, > 0.
-    """
-
-    def __init__(self, mu: float) -> None:
-        self.mu = mu
-        self._start: dict[str, Tensor] = {}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remembers the global parameters, on the device that trains."""
-        self._start = {name: p.detach().clone() for name, p in pl_module.named_parameters() if p.requires_grad}
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Adds the term; gradient clipping comes after it."""
-        for name, parameter in pl_module.named_parameters():
-            if parameter.grad is not None and name in self._start:
-                parameter.grad.add_(parameter.detach() - self._start[name], alpha=self.mu)

@@ -14,12 +14,12 @@ from bitfount_model import updates
 from bitfount_model.data import TabularDataLoader
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import ProximalTerm
+from bitfount_model.federation.local_training import train_locally
 from bitfount_model.model import PyTorchBitfountModel
 from bitfount_model.parameters import public_names
 from bitfount_model.seeding import derive_seed
 from bitfount_model.simulation.partition import Partition
-from bitfount_model.simulation.slim_fit import fit_slim, only_optimizer, reasons_for_trainer
+from bitfount_model.slim_fit import only_optimizer, reasons_for_trainer
 from bitfount_model.types import Parameters
 
 
@@ -67,7 +67,7 @@ class Clients:
         self._table = table
         self._partition = partition
         self._job = job
-        self.uses_trainer = reasons_for_trainer(type(model))
+        self.uses_trainer = list(reasons_for_trainer(type(model)))
         if not self.uses_trainer and only_optimizer(model.configure_optimizers()) is None:
             self.uses_trainer = ["configure_optimizers returns more than one optimiser"]
 
@@ -82,8 +82,7 @@ class Clients:
             parameters: the global ones, which fit the model; left as they are.
 
         Raises:
-            ParameterError: its new parameters are not finite.
-            DivergedError: likewise, where Lightning trains.
+            DivergedError: its new parameters are not finite.
         """
         model, job = self._model, self._job
         name = f"client-{client}"
@@ -97,13 +96,10 @@ class Clients:
         return ClientUpdate(name, updates.diff_params(parameters, self._state()), loader.rows, loss)
 
     def _fitted(self) -> float | None:
-        model, mu = self._model, self._job.proximal_mu
-        optimizer = None if self.uses_trainer else only_optimizer(model.configure_optimizers())
-        if optimizer is not None:
-            return fit_slim(model, optimizer, mu=mu)
+        model = self._model
         validation, model.validation_dl = model.validation_dl, None  # the server validates
         try:
-            return model.fit_locally(None, callbacks=[ProximalTerm(mu)] if mu else [])[-1].train_loss
+            return train_locally(model, mu=self._job.proximal_mu)[-1].train_loss
         finally:
             model.validation_dl = validation
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
-from bitfount_model.epoch_end_hooks import StepOutputs, rows_of
 from bitfount_model.metrics import MetricCollection
 from bitfount_model.model import PyTorchBitfountModel
-from bitfount_model.reporting import flatten_outputs
-from bitfount_model.simulation.slim_fit import unlogged
+from bitfount_model.slim_fit import unlogged, validate
 
 
 def validated(model: PyTorchBitfountModel, metrics: MetricCollection) -> dict[str, float]:
@@ -24,21 +20,7 @@ def validated(model: PyTorchBitfountModel, metrics: MetricCollection) -> dict[st
     Returns:
         Name -> value; empty without validation rows.
     """
-    if model.validation_dl is None:
-        return {}
-    outputs, predictions = StepOutputs(), StepOutputs()
     model.val_stats.clear()
-    model.eval()
-    with torch.no_grad(), unlogged(model):
-        for index, batch in enumerate(model.val_dataloader()):
-            output = model.validation_step(batch, index)
-            given = output if isinstance(output, dict) and "predictions" in output else model.test_step(batch, index)
-            if output is not None:
-                outputs.add(output, rows_of(batch))
-            if isinstance(given, dict):
-                given = {name: given[name] for name in ("predictions", "targets") if name in given}
-            predictions.add(given, rows_of(batch))
-        model.validation_epoch_end(outputs)
-    found = dict(model.val_stats[-1]) if model.val_stats else {}
-    preds, targets = flatten_outputs(predictions)
-    return {**found, **metrics.compute(targets, preds)}
+    with unlogged(model):
+        validate(model, metrics)
+    return dict(model.val_stats[-1]) if model.val_stats else {}

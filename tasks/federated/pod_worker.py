@@ -10,12 +10,14 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial, wraps
 from typing import Any, TypeVar
 
 import torch
 from prefect.utilities.timeout import timeout
 
+from bitfount_model.batch_progress import BatchCount
 from bitfount_model.errors import (
     BitfountError,
     ConfigurationError,
@@ -45,12 +47,11 @@ from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, PodSession, Rows, Update
 from bitfount_model.federation.signing import admitted
 from bitfount_model.reference import SOURCE_MODULE
-from tasks.batch_progress import BatchProgress
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
 from tasks.federated.messages import Joined, Start
 from tasks.federated.secure_messages import SecureMessages
 from tasks.federated.secure_part import KEYS, MASK, SHARES, UNMASK, SecurePart
-from tasks.progress import listening, tell
+from tasks.progress import tell
 from tasks.retries import is_transient
 from tasks.session import threads
 from tasks.step import step
@@ -330,12 +331,11 @@ class PodWorker:
         weights = self._asked_weights()
         parameters = self.exchange.weights(weights)
 
-        def on_event(event: str, values: dict[str, Any]) -> None:
-            if event == "batch":
-                tell("pod_batch", {"pod": pod, "round": round_number, **values})
+        def on_batch(count: BatchCount) -> None:
+            tell("pod_batch", {"pod": pod, "round": round_number, **asdict(count)})
 
-        with timeout(session.job.deadline_seconds, timeout_exc_type=TooLateError), listening(on_event):
-            update = session.fit(round_number, parameters, base_digest=weights.sha256, callbacks=[BatchProgress()])
+        with timeout(session.job.deadline_seconds, timeout_exc_type=TooLateError):
+            update = session.fit(round_number, parameters, base_digest=weights.sha256, on_batch=on_batch)
         if self.exchange.is_closed(round_phase(round_number)):  # nobody would add it, or remove it
             raise ConfigurationError(f"pod {pod!r} is too late: round {round_number} is closed")
         return update

@@ -33,7 +33,7 @@ SECRETS = {
 }
 ROUNDS = 3
 
-pytestmark = pytest.mark.timeout(600)  # a dozen processes, of which each imports for seconds on a busy machine
+pytestmark = pytest.mark.timeout(900)  # a dozen processes, of which each imports for seconds on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def libpq(url: URL) -> str:
 def run(environment: Mapping[str, str], *arguments: str | Path) -> Ended:
     """The command line in a process of its own."""
     ended = subprocess.run(
-        command(*arguments), env=dict(environment), capture_output=True, text=True, timeout=240, check=False
+        command(*arguments), env=dict(environment), capture_output=True, text=True, timeout=400, check=False
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 

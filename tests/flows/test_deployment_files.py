@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from ruamel.yaml import YAML
 
 from bitfount_model.errors import ConfigurationError, QuorumError
-from flows.deploy import ENVIRONMENT, RESTARTED, read_automations
+from flows.deploy import ENVIRONMENT, RESTARTED, install_automations, read_automations
 from flows.deployed import as_overrides
 from flows.deployed_run import LogStream, job_id_of, killed_in_a_row
 from flows.settings import checked_destination, checked_source, read_job, read_pod, read_retraining
+from tasks.retraining.outcome import tell_automations
 from tests.flows.conftest import Ended
 
 ROOT = Path(__file__).parent.parent.parent
@@ -221,3 +229,30 @@ def test_a_run_that_was_killed_too_often_does_nothing_more(prefect_url: str, mon
 def test_the_example_of_a_notification_is_one() -> None:
     (told,) = read_automations(FILES / "notifications.yaml")
     assert told.actions[0].type == "call-webhook"
+
+
+def test_the_example_of_a_notification_posts_what_a_retraining_decided(prefect_url: str, tmp_path: Path) -> None:
+    told: Queue[str] = Queue()
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        block = str(Webhook(url=f"http://127.0.0.1:{server.server_port}/secret").save("retrainings"))
+        installed = tmp_path / "notifications.yaml"
+        installed.write_text((FILES / "notifications.yaml").read_text().replace(str(UUID(int=0)), block))
+        install_automations(installed)
+        message, deadline = "", time.monotonic() + 120
+        while not message and time.monotonic() < deadline:  # the server takes a moment to hear of a new automation
+            tell_automations("kept", "tumours", {"why": "AUC 0.91 is worse than 0.94"})
+            with suppress(Empty):
+                message = told.get(timeout=5)
+        server.shutdown()
+    assert "tumours: bitfount.retraining.kept: AUC 0.91 is worse than 0.94" in message

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, tags
+from prefect.runtime import flow_run, task_run
 
 from bitfount_model.errors import DataError, TrackingError
 from tasks.retries import RETRIES
-from tasks.step import step
+from tasks.step import step, untagged
 
 
 def failing(error: Exception, times: int) -> tuple[Any, list[int]]:
@@ -55,3 +56,22 @@ def test_bad_data_and_bugs_are_not_tried_again(prefect_url: str, error: Exceptio
     with pytest.raises(type(error)):
         called(task)
     assert len(calls) == 1
+
+
+def test_tags_are_of_the_flow_run_alone(prefect_url: str) -> None:
+    seen: list[set[str]] = []
+
+    @step("look")
+    def look() -> None:
+        seen.append(set(task_run.tags))
+
+    @flow(persist_result=False)
+    def tagged() -> None:
+        look()
+        with untagged():
+            look()
+        seen.append(set(flow_run.tags))
+
+    with tags("federated"):
+        tagged()
+    assert seen == [{"federated"}, set(), {"federated"}]

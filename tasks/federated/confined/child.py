@@ -15,24 +15,24 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from dataclasses import asdict
+from typing import ClassVar
 
 import pandas as pd
 import torch
 
 from bitfount_model import BaseSource, BitfountSchema, codec
+from bitfount_model.batch_progress import BatchCount
 from bitfount_model.data import Preparation, digest
 from bitfount_model.data.table_bytes import table_from_bytes
 from bitfount_model.federation.job import job_from_json
 from bitfount_model.federation.pod import Pod, PodSession
 from bitfount_model.federation.policy import PodPolicy
 from bitfount_model.types import JSON
-from tasks.batch_progress import BatchProgress
 from tasks.federated.confined.channel import Channel, Message
 from tasks.federated.confined.messages import MAX_TRACE
 from tasks.federated.messages import MAX_REASON
 from tasks.job import SPLITTERS
-from tasks.progress import listening
 
 FROM_POD = 2**62
 """What the pod sends may be as long as it is: it is the owner's own."""
@@ -101,14 +101,11 @@ class Answers:
     def do_fit(self, body: memoryview, round_number: int, base_digest: str) -> tuple[JSON, bytes]:
         """Trains from the parameters, which are the body."""
 
-        def on_event(event: str, values: dict[str, Any]) -> None:
-            if event == "batch":
-                self._channel.send({"batch": values})
+        def on_batch(count: BatchCount) -> None:
+            self._channel.send({"batch": asdict(count)})
 
-        with listening(on_event):
-            update = self._session.fit(
-                round_number, codec.decode(body).params, base_digest=base_digest, callbacks=[BatchProgress()]
-            )
+        parameters = codec.decode(body).params
+        update = self._session.fit(round_number, parameters, base_digest=base_digest, on_batch=on_batch)
         loss = update.train_loss if update.train_loss is not None and math.isfinite(update.train_loss) else None
         header = {"weight": update.weight, "metrics": update.metrics.to_json(), "train_loss": loss}
         return {**header, "seconds": update.seconds}, codec.encode(update.delta)

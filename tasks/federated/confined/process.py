@@ -13,11 +13,12 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from bitfount_model.batch_progress import BatchCount, OnBatch
 from bitfount_model.errors import ConfinementError
 from bitfount_model.types import JSON
 from tasks.federated.confined import launch
@@ -101,7 +102,7 @@ class ModelProcess:
         body: bytes | memoryview = b"",
         *,
         max_body: int = 0,
-        on_batch: Callable[[JSON], None] | None = None,
+        on_batch: OnBatch | None = None,
     ) -> Message:
         """Asks for something and waits for the answer.
 
@@ -126,7 +127,7 @@ class ModelProcess:
                 case {"batch": values, **others} if not others and not message.body:
                     batch = checked(values, BatchSchema())
                     if on_batch is not None:
-                        on_batch(batch)
+                        on_batch(BatchCount(**batch))
                 case {"error": error, **others} if not others:
                     raise error_from_json(error)
                 case {"answer": dict(header), **others} if not others:

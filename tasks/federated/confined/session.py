@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import pandas as pd
-import pytorch_lightning as pl
 
 from bitfount_model import codec
+from bitfount_model.batch_progress import OnBatch
 from bitfount_model.data import BitfountSchema, DatasetSplitter, Preparation, digest
 from bitfount_model.data.table_bytes import table_to_bytes
 from bitfount_model.errors import (
@@ -45,7 +45,6 @@ from tasks.federated.confined.messages import (
 from tasks.federated.confined.process import ModelProcess
 from tasks.federated.pod_worker import POD_LOGGER
 from tasks.job import SPLITTERS
-from tasks.progress import tell
 
 logger = logging.getLogger(POD_LOGGER)
 
@@ -165,17 +164,15 @@ class ConfinedSession(PodSession):
         """What the process says; what it leaves out is sent as no change, and what it names gets noise."""
         return self._trainable_names
 
-    def _fitted(
-        self, round_number: int, parameters: Parameters, base_digest: str, callbacks: Sequence[pl.Callback]
-    ) -> Update:
-        """Asks for a round; `callbacks` stay here, and batches are told as they are told by `BatchProgress`."""
+    def _fitted(self, round_number: int, parameters: Parameters, base_digest: str, on_batch: OnBatch | None) -> Update:
+        """Asks for a round."""
         content = self._checked(parameters)
         answer = self._ask(
             "fit",
             {"round_number": round_number, "base_digest": base_digest},
             content,
             max_body=len(content) + codec.MAX_HEADER_BYTES,
-            on_batch=lambda values: tell("batch", values),
+            on_batch=on_batch,
         )
 
         def update() -> Update:

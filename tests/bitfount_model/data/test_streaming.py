@@ -403,11 +403,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 PROGRAM = """\
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from bitfount_model.data import *
 from bitfount_model.types import Problem
+
+def peak():
+    # Not getrusage's: a process inherits that one from whoever started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
 
 torch.set_num_threads(1)
 kind, path, folder = sys.argv[1:]
@@ -415,7 +421,7 @@ source, structure, schema = ParquetSource(path), DataStructure(target="t"), Bitf
 table = StreamedTable(source, structure)
 given = {"splitter": None, "problem": Problem.BINARY, "batch_size": 512, "seed": 1}
 list(torch.split(torch.zeros(10, 2), 3))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 if kind == "streamed":
     schema.generate_from_chunks(table.chunks(), {"categorical": ["t"]})
     loaders = make_streamed_loaders(table, Path(folder), schema=schema, **given)
@@ -425,7 +431,7 @@ else:
     loaders = make_loaders(frame, schema=schema, datastructure=structure, **given)
     del frame
 rows = sum(len(y) for loader in (loaders.train, loaders.validation, loaders.test) for _, y in loader)
-print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(rows, peak() - before)
 """
 
 
@@ -443,5 +449,5 @@ def test_streaming_takes_a_fraction_of_the_memory_that_holding_takes(tmp_path: P
         assert counted == rows
         return kilobytes
 
-    assert grown("streamed") < 0.5 * grown("held")
+    assert 0 < grown("streamed") < 0.5 * grown("held")
     shutil.rmtree(tmp_path / "encoded")

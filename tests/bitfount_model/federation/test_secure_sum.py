@@ -31,6 +31,7 @@ from bitfount_model.federation.secure_sum import (
     default_threshold,
     unmasked_sum,
 )
+from bitfount_model.federation.secure_sum.masks import Mask, apply_masks
 from bitfount_model.federation.secure_sum.secrets import combined, split
 from tests.bitfount_model.federation.secure_rounds import Masked, Shared, context, masked, names, seeded, shared
 
@@ -203,6 +204,18 @@ def test_a_masked_vector_is_what_the_protocol_says() -> None:
             key = derived(made, "pairwise mask", agreed, first, second, public[first].hex(), public[second].hex())
             want = want + stream(key, size) if name == first else want - stream(key, size)
         assert np.array_equal(found[name], want)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [0, 1, 8191, 8192, 50_001])
+def test_threads_take_their_parts_of_one_key_stream(size: int, threads: int) -> None:
+    keys = [bytes([number]) * 32 for number in range(3)]
+    words = np.arange(size, dtype=np.uint64)
+    apply_masks(
+        words, [Mask(keys[0], added=True), Mask(keys[1], added=False), Mask(keys[2], added=True)], threads=threads
+    )
+    want = np.arange(size, dtype=np.uint64) + stream(keys[0], size) - stream(keys[1], size) + stream(keys[2], size)
+    assert np.array_equal(words, want)
 
 
 def test_the_same_randomness_gives_the_same_keys_and_masked_vectors() -> None:

@@ -18,14 +18,12 @@ from bitfount_model.data import PercentageSplitter, SplitterDefinedInData
 from bitfount_model.data.splitters import DatasetSplitter
 from bitfount_model.errors import ConfigurationError, ConfinedModelError, DataError, NotInitialisedError, ParameterError
 from bitfount_model.federation.pod import PodSession
-from tasks.batch_progress import BatchProgress
 from tasks.federated.confined import session as session_module
 from tasks.federated.confined.process import INHERITED, environment_of
 from tasks.federated.confined.session import ConfinedSession, open_confined, splitter_to_json
 from tasks.federated.exchange import round_phase
 from tasks.federated.pod_worker import POD_LOGGER, PodWorker
 from tasks.federated.rounds import Rounds
-from tasks.progress import listening
 from tests.tasks.federated.confined.ready import LIMITS, OBEDIENT, made_ready, obedient_job, pod_of
 from tests.tasks.federated.team import SOURCE, Team, with_policy
 
@@ -70,8 +68,7 @@ def test_every_answer_has_the_bits_of_an_open_session(confined: ConfinedSession,
 def test_how_far_a_fit_is_is_told_as_from_this_process(confined: ConfinedSession, open_: PodSession) -> None:
     told: dict[str, list[Any]] = {"confined": [], "open": []}
     for name, session in (("confined", confined), ("open", open_)):
-        with listening(lambda event, values, name=name: told[name].append((event, values))):
-            session.fit(1, session.parameters, callbacks=[BatchProgress()])
+        session.fit(1, session.parameters, on_batch=told[name].append)
     assert told["confined"] == told["open"] != []
 
 
@@ -151,9 +148,9 @@ def test_elsewhere_than_on_linux_a_pod_refuses_or_is_told_to_go_on(
     with pytest.raises(
         ConfigurationError, match="pod 'ann' refuses the job 'job-1'.*its system is darwin.*allow_unconfined"
     ):
-        open_confined(pod_of(team), team.job(), SOURCE)
+        open_confined(pod_of(team), team.job(), SOURCE, "model.py")
     with caplog.at_level(logging.WARNING, POD_LOGGER):
-        opened = open_confined(pod_of(team, with_policy(allow_unconfined=True)), team.job(), SOURCE)
+        opened = open_confined(pod_of(team, with_policy(allow_unconfined=True)), team.job(), SOURCE, "model.py")
     assert type(opened) is PodSession
     assert "job job-1: the model is NOT shut off" in caplog.text
 
