@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test screenshots figures check bench format ui clean
+.PHONY: help install demo test screenshots figures check bench bench-full bench-check format ui clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Create the virtual environment and install the project
 
@@ -30,12 +30,14 @@ check: $(VENV)/.installed-check ## Check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install ## Measure the promises on speed
-	@$(BIN)/python benchmarks/local_fit.py
-	@$(BIN)/python benchmarks/embedded_rounds.py
-	@$(BIN)/python benchmarks/deployed_rounds.py
-	@$(BIN)/python benchmarks/secure_sum.py
-	@$(BIN)/python benchmarks/simulate.py
+bench: install ## Measure the promises on speed: one table
+	@$(BIN)/python benchmarks/bench.py
+
+bench-full: install ## The same with more runs, large tables and many clients; gigabytes of disk
+	@$(BIN)/python benchmarks/bench.py --full
+
+bench-check: install ## Fail where a figure is over twice the recorded one
+	@$(BIN)/python benchmarks/bench.py --quick --check benchmarks/recorded.json
 
 format: $(VENV)/.installed-check ## Format the code
 	$(BIN)/ruff format .

@@ -8,13 +8,11 @@ keys are counted afterwards, by pyarrow and by SQLite.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,48 +25,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from federation import one_line
+from federation import COMMAND, MODEL
+from promises import Form, Promise, amount, command_line
 
+ROWS = {Form.QUICK: 1_000_000, Form.USUAL: 5_000_000, Form.FULL: 5_000_000}
 COLUMNS = [f"c{number}" for number in range(30)]
 CHUNK = 100_000
 PROMISE_MB = 1000
 """Most resident memory of the command."""
 
-MODEL = """\
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-from bitfount_model import PyTorchBitfountModel, PyTorchClassifierMixIn
-
-
-class Net(PyTorchClassifierMixIn, PyTorchBitfountModel):
-    def create_model(self):
-        return nn.Sequential(nn.Linear(self.datastructure.input_size, 64), nn.ReLU(), nn.Linear(64, self.n_classes))
-
-    def forward(self, x):
-        x, sup = x
-        return self._model(x)
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        return F.cross_entropy(self(x), y)
-
-    def validation_step(self, batch, batch_idx):
-        return {"validation_loss": self.training_step(batch, batch_idx)}
-
-    def test_step(self, batch, batch_idx):
-        x, y = batch
-        return {"predictions": F.softmax(self(x), dim=1), "targets": y}
-"""
-
 JOB = """\
 name: rows
 register: rows
-model: {file: model.py}
+model: {file: classifier.py, hyperparameters: {hidden: [64]}}
 data: {parquet: known.parquet, key: id}
 datastructure: {target: target}
 schema: {types: {categorical: [target]}}
@@ -151,7 +120,7 @@ def workloads(folder: Path) -> dict[str, Workload]:
 
 def command(*arguments: str) -> list[str]:
     """The command line."""
-    return [sys.executable, "-m", "flows.cli", *arguments]
+    return [*COMMAND, *arguments]
 
 
 def peaks(pid: int) -> tuple[int, int]:
@@ -194,58 +163,60 @@ def run(arguments: list[str], until: Callable[[], bool]) -> tuple[float, tuple[i
         return time.monotonic() - began, found, process.returncode
 
 
-def measure(home: Path, workload: Workload, rows: int) -> dict[str, Any]:
-    """Figures of one prediction, killed when half of its rows are done and continued."""
+def killed_and_continued(home: Path, workload: Workload, rows: int) -> dict[str, float]:
+    """One prediction, killed when half of its rows are done and continued: peak of memory, wrong rows, rows a second."""
     arguments = command(
         "predict", "--model", "rows@champion", "--data", workload.data, "--out", workload.out, "--home", str(home)
     )
     _, before, code = run(arguments, lambda: workload.done() >= rows // 2)
     if code != -signal.SIGKILL:
-        raise RuntimeError("the command ended before it was killed: give it more --rows")
+        raise RuntimeError(f"the command had predicted {rows:,} rows before it was killed: give it more")
     at = workload.done()
     seconds, after, _ = run(arguments, lambda: False)
     kept, keys = workload.counted()
     return {
-        "rows": rows,
-        "killed_at": at,
-        "kept": kept,
-        "keys": keys,
+        "wrong_rows": abs(rows - kept) + abs(rows - keys),
         "peak_mb": max(before[0], after[0]),
-        "server_mb": max(before[1], after[1]),
-        "rows_a_second": (rows - at) / seconds,
-        "promise_mb": PROMISE_MB,
+        "seconds_a_million": 1e6 * seconds / (rows - at),
     }
 
 
-def main() -> None:
-    """Prints a table, and writes it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=one_line(__doc__))
-    parser.add_argument("--rows", type=int, default=5_000_000, help="rows to predict (default: 5000000)")
-    parser.add_argument("--json", type=Path, help="a file to write the figures to")
-    options = parser.parse_args()
-    found = {}
+def measure(runs: int, form: Form) -> list[Promise]:
+    """Rows of memory, of rows that were lost or predicted twice, and of time, for each way."""
+    rows = ROWS[form]
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(runs):
+        for kind, figures in each_way(rows).items():
+            found.setdefault(kind, []).append(figures)
+    return [row for kind, figures in found.items() for row in rows_of(f"predicting {rows:,} rows, {kind}", figures)]
+
+
+def rows_of(name: str, figures: list[dict[str, float]]) -> list[Promise]:
+    """What one way's runs gave."""
+
+    def of(which: str) -> list[float]:
+        return [each[which] for each in figures]
+
+    return [
+        amount(f"{name}, memory", of("peak_mb"), PROMISE_MB, unit="MB"),
+        amount(f"{name}, lost or doubled", of("wrong_rows"), 0, unit="rows"),
+        amount(f"{name}, a million rows", of("seconds_a_million"), unit="s"),
+    ]
+
+
+def each_way(rows: int) -> dict[str, dict[str, float]]:
+    """Figures of each way, below one folder with one trained model."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "model.py").write_text(MODEL, encoding="utf-8")
+        shutil.copy(MODEL, folder)
         (folder / "job.yaml").write_text(JOB, encoding="utf-8")
-        write_rows(folder, options.rows)
+        write_rows(folder, rows)
         train = command("train", str(folder / "job.yaml"), "--home", str(folder / "home"))
         subprocess.run(train, check=True, capture_output=True)  # noqa: S603 - our own command line
-        for kind, workload in workloads(folder).items():
-            found[kind] = measure(folder / "home", workload, options.rows)
-    print(
-        "batch prediction, 30 columns     killed at      rows kept   distinct keys   rows/s   peak MB (+ server)   promise"
-    )
-    for kind, row in found.items():
-        exact = row["kept"] == row["keys"] == row["rows"]
-        met = "met" if exact and row["peak_mb"] <= row["promise_mb"] else "missed"
-        print(
-            f"{kind:<30}{row['killed_at']:>12,}{row['kept']:>15,}{row['keys']:>16,}{row['rows_a_second']:>9,.0f}"
-            f"{row['peak_mb']:>10,} (+ {row['server_mb']:,})   {row['promise_mb']:>10,} {met}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        return {
+            kind: killed_and_continued(folder / "home", workload, rows) for kind, workload in workloads(folder).items()
+        }
 
 
 if __name__ == "__main__":
-    main()
+    command_line(measure, __doc__, {Form.QUICK: 1, Form.USUAL: 1, Form.FULL: 1})

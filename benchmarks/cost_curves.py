@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batch_prediction import MODEL as TABLE_MODEL
-from deployed_rounds import MODEL, width_of
-from federation import Federation, digits, one_line
+from deployed_rounds import width_of
+from federation import Federation
 from simulate import Simulated
-from streaming import JOB, measure, write_rows
+from streaming import figures, write_job
+from tables import dealt, digits
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROUNDS = 6
@@ -58,12 +58,9 @@ def pods(count: int, folder: Path) -> float:
 def federated(folder: Path, pods: int, parameters: int, *, deployed: bool) -> float:
     """Seconds of a round of one batch a pod."""
     width = max(1, width_of(round(parameters / 250_000))) if parameters >= 250_000 else parameters // 120
-    federation = Federation(folder, MODEL, digits(pods))
-    job = federation.job(target="digit", deployed=deployed, steps=ROUNDS, batch_size=32)
-    text = job.read_text(encoding="utf-8")
-    job.write_text(
-        text.replace("file: model.py", f"file: model.py\n  hyperparameters: {{width: {width}}}"), encoding="utf-8"
-    )
+    federation = Federation(folder, dealt(digits(), pods))
+    settings = {"hidden": [width, width], "momentum": 0}
+    job = federation.job(settings, deployed=deployed, steps=ROUNDS, batch_size=32)
     with federation.prefect():
         if not deployed:
             records = federation.train(job, "curve")
@@ -75,11 +72,8 @@ def federated(folder: Path, pods: int, parameters: int, *, deployed: bool) -> fl
 
 def rows(count: int, folder: Path) -> tuple[float, float]:
     """Seconds of an epoch over so many rows, and the command's peak of memory in MB."""
-
-    (folder / "model.py").write_text(TABLE_MODEL, encoding="utf-8")
-    (folder / "job.yaml").write_text(JOB, encoding="utf-8")
-    write_rows(folder / "rows.parquet", count)
-    found = measure(folder, count)
+    write_job(folder, count)
+    found = figures(folder, count)
     return found["fit_seconds"], found["peak_mb"]
 
 
@@ -128,7 +122,7 @@ def plot(curves: Mapping[str, list[dict[str, float]]], path: Path) -> None:
 
 def main() -> None:
     """Measures all curves, and writes figures and plots."""
-    parser = argparse.ArgumentParser(description=one_line(__doc__))
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--full", action="store_true", help="the points of 100,000,000 parameters and 20,000,000 rows too"
     )

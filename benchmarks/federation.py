@@ -1,4 +1,4 @@
-"""A federation in a folder of its own, for benchmarks: pods' tables and files, a model, a Prefect server, jobs."""
+"""A federation in a folder of its own, for benchmarks: pods' tables and files, a Prefect server, jobs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
-from sklearn.datasets import load_digits
+from tables import TARGET
 
 from flows.environment import prepare
 from flows.prefect_server import PrefectServer
 
 COMMAND = [sys.executable, "-m", "flows.cli"]
+MODEL = Path(__file__).with_name("classifier.py")
 POLICY = {
     "columns": "all",
     "minimum_rows": 1,
@@ -38,14 +38,12 @@ class Federation:
 
     Args:
         folder: an empty one.
-        model: source of the model's file.
         tables: one for each pod.
     """
 
-    def __init__(self, folder: Path, model: str, tables: Sequence[pd.DataFrame]) -> None:
+    def __init__(self, folder: Path, tables: Sequence[pd.DataFrame]) -> None:
         self.folder = folder
         self.pods = [f"pod-{number}" for number in range(len(tables))]
-        (folder / "model.py").write_text(model, encoding="utf-8")
         for pod, table in zip(self.pods, tables, strict=True):
             table.to_csv(folder / f"{pod}.csv", index=False)
             value = {
@@ -57,15 +55,18 @@ class Federation:
             }
             self._write(f"{pod}.yaml", value)
 
-    def job(self, *, target: str, deployed: bool, pods: int | None = None, **training: Any) -> Path:
-        """A job's file."""
+    def job(
+        self, hyperparameters: Mapping[str, Any], *, deployed: bool = False, pods: int | None = None, **training: Any
+    ) -> Path:
+        """A job's file: so many of the pods, or all of them, train the classifier."""
         names = self.pods[:pods]
         value: dict[str, Any] = {
             "name": "benchmark",
-            "model": {"file": "model.py"},
+            "model": {"file": str(MODEL), "hyperparameters": dict(hyperparameters)},
             "pods": names if deployed else [f"{pod}.yaml" for pod in names],
             **({"store": "store"} if deployed else {}),
-            "datastructure": {"target": target},
+            "datastructure": {"target": TARGET},
+            "schema": {"types": {"categorical": [TARGET]}},
             "training": {"seed": 1, **training},
             "federation": {"quorum": len(names)},
             "evaluate": False,
@@ -145,17 +146,3 @@ class Federation:
             raise TypeError(f"{job} is no federated job")
         train(asked, job_id, None, Surroundings(workspace, None, RunView(io.StringIO()), verbose=False))
         return read_records(workspace.store(job_id))
-
-
-def digits(pods: int) -> list[pd.DataFrame]:
-    """scikit-learn's digits, dealt out to pods."""
-    features, targets = load_digits(return_X_y=True)
-    table = pd.DataFrame(features / 16, columns=[f"p{number}" for number in range(64)])
-    table["digit"] = targets
-    order = np.random.default_rng(0).permutation(len(table))
-    return [table.iloc[part].reset_index(drop=True) for part in np.array_split(order, pods)]
-
-
-def one_line(text: str | None) -> str:
-    """The first sentence of a docstring."""
-    return (text or "").strip().split("\n", maxsplit=1)[0]

@@ -8,17 +8,13 @@ the clock starts. Seconds are medians over the runs.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from federation import one_line
+from promises import Form, Promise, amount, command_line, ratio
 
 from bitfount_model.federation import RunningMean
 from bitfount_model.federation.fixed_point import Layout
@@ -26,11 +22,35 @@ from bitfount_model.federation.secure_sum import Context, SecurePod, checked_ros
 
 PODS, DROPPED = 10, 3
 WEIGHT = 1000
-PROMISES = {"pod_seconds": 0.35, "server_seconds": 0.8, "upload_ratio": 2.01}
-"""The most of each; the upload in bytes of the same parameters as float32."""
+PARAMETERS = 10_000_000
+POD_SECONDS, SERVER_SECONDS, UPLOAD_RATIO, APART = 0.35, 0.8, 2.01, 2**-25
+"""The most of each; the upload in bytes of the same parameters as float32, the mean apart from the plain one."""
 
 
-def measure(parameters: int) -> dict[str, float]:
+def measure(runs: int, form: Form) -> list[Promise]:
+    """Rows of pod, server, upload and exactness; every form measures the same."""
+    torch.set_num_threads(1)
+    found = [one_round(PARAMETERS) for _ in range(runs)]
+
+    def of(name: str) -> list[float]:
+        return [each[name] for each in found]
+
+    uploads = [(4e-6 * PARAMETERS, 1e-6 * size) for size in of("upload_bytes")]
+    return [
+        amount("secure sum of 10M, a pod masks; beside encoding", of("pod"), POD_SECONDS, unit="s", floor=of("encode")),
+        amount(
+            "secure sum of 10M, the server; beside the plain mean",
+            of("server"),
+            SERVER_SECONDS,
+            unit="s",
+            floor=of("plain"),
+        ),
+        ratio("secure sum of 10M, an upload, beside float32", uploads, UPLOAD_RATIO, unit="MB"),
+        amount("secure sum of 10M, apart from the plain mean", of("apart"), APART, unit=""),
+    ]
+
+
+def one_round(parameters: int) -> dict[str, float]:
     """One round: seconds of pod, server, encoding and plain mean; bytes of an upload; how far the means are apart."""
     pods = [f"pod-{number}" for number in range(PODS)]
     survivors = pods[DROPPED:]
@@ -68,42 +88,14 @@ def measure(parameters: int) -> dict[str, float]:
     plain = running.mean()["weight"]
     plain_seconds = time.perf_counter() - began
     return {
-        "pod_seconds": statistics.median(pod_seconds),
-        "server_seconds": server_seconds,
-        "encode_seconds": encode_seconds,
-        "plain_seconds": plain_seconds,
-        "upload_ratio": upload / (4 * parameters),
+        "pod": statistics.median(pod_seconds),
+        "server": server_seconds,
+        "encode": encode_seconds,
+        "plain": plain_seconds,
+        "upload_bytes": upload,
         "apart": float((layout.decode(total).mean["weight"] - plain).abs().max()),
     }
 
 
-def main() -> None:
-    """Prints a table, and writes it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=one_line(__doc__))
-    parser.add_argument("--runs", type=int, default=3, help="rounds to take the median of (default: 3)")
-    parser.add_argument("--parameters", type=int, default=10_000_000, help="of the model (default: 10000000)")
-    parser.add_argument("--json", type=Path, help="a file to write the figures to")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    runs = [measure(options.parameters) for _ in range(options.runs)]
-    found: dict[str, Any] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    print(f"secure sum, {options.parameters:,} parameters, {PODS} pods, {DROPPED} dropped        found   promise")
-    for name, label in (
-        ("pod_seconds", "a pod masks its vector, s"),
-        ("server_seconds", "the server adds and unmasks, s"),
-        ("upload_ratio", "bytes of an upload, in float32's"),
-    ):
-        met = "met" if found[name] <= PROMISES[name] else "missed"
-        print(f"{label:<58}{found[name]:>8.3f}   {PROMISES[name]:.2f} {met}")
-    for name, label in (
-        ("encode_seconds", "beside it: a pod encodes its update, s"),
-        ("plain_seconds", "beside it: the plain mean, s"),
-    ):
-        print(f"{label:<58}{found[name]:>8.3f}")
-    print(f"{'largest difference from the plain mean':<58}{found['apart']:>8.1e}   {2**-25:.1e}")
-    if options.json:
-        options.json.write_text(json.dumps({**found, "promises": PROMISES}, indent=1), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    command_line(measure, __doc__, {Form.QUICK: 1, Form.USUAL: 3, Form.FULL: 7})

@@ -3,72 +3,36 @@
 scikit-learn's digits, a network 64-128-64-10, SGD (0.1, momentum 0.9), batches of 32, one epoch a round, plain averaging, one
 thread. Few: 100 clients, 10 of them a round. Many: 1,000 clients, 100 a round. Ours is the whole job: a Prefect task a round, with
 a real server, every round kept and in MLflow. The first round is left out. Memory is the peak of a process that runs a job with 10
-clients a round, among 10, 100, 1,000 and 10,000.
+clients a round, among 10, 100, 1,000 and, in the full form, 10,000; the quick form leaves it out.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from embedded_rounds import MODEL
-from federation import Federation, digits, one_line
+from classifier import network
+from federation import MODEL, Federation
+from floors import federated_rounds
+from promises import Form, Promise, command_line, ratio
 from ruamel.yaml import YAML
-from torch import nn
-from torch.nn import functional as F
+from tables import TARGET, dealt, digits, tensors
 
-WORKLOADS = {"few": (100, 10, 20), "many": (1000, 100, 6)}
+HIDDEN = [128, 64]
+FEW, MANY = (100, 10, 20), (1000, 100, 6)
 """Clients, sample, rounds."""
 GROWTH = 12.0
 """The most that a round of many may cost, in rounds of few."""
-MEMORY_CLIENTS = (10, 100, 1000, 10000)
+CLIENTS = {Form.USUAL: (10, 100, 1000), Form.FULL: (10, 100, 1000, 10000)}
+"""Whose memory is compared; the quick form looks at none."""
 MEMORY_SPREAD = 1.10
 """The most that the largest peak of memory may be, in smallest ones."""
-
-
-def floor(clients: int, sample: int, rounds: int) -> list[float]:
-    """Seconds of each round of plain PyTorch: each sampled client trains a copy of the weights, the copies are averaged by rows."""
-    parts = [
-        (
-            torch.tensor(table.drop(columns="digit").to_numpy(), dtype=torch.float32),
-            torch.tensor(table["digit"].to_numpy()),
-        )
-        for table in digits(clients)
-    ]
-    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
-    weights = copy.deepcopy(net.state_dict())
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        asked = [parts[client] for client in torch.randperm(clients)[:sample]]
-        total = sum(len(targets) for _, targets in asked)
-        mean = {name: torch.zeros_like(value) for name, value in weights.items()}
-        for features, targets in asked:
-            net.load_state_dict(weights)
-            optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-            order = torch.randperm(len(features))
-            for start in range(0, len(features), 32):
-                rows = order[start : start + 32]
-                optimizer.zero_grad()
-                F.cross_entropy(net(features[rows]), targets[rows]).backward()
-                optimizer.step()
-            for name, value in net.state_dict().items():
-                mean[name] += value * (len(targets) / total)
-        weights = mean
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
 
 
 class Simulated:
@@ -79,9 +43,9 @@ class Simulated:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.federation = Federation(folder, MODEL, [])
+        self.federation = Federation(folder, [])
         self.folder = folder
-        digits(1)[0].to_csv(folder / "digits.csv", index=False)
+        digits().to_csv(folder / "digits.csv", index=False)
 
     def seconds(self, clients: int, sample: int, rounds: int, name: str) -> list[float]:
         """Seconds of each round of a job but the first."""
@@ -94,10 +58,10 @@ class Simulated:
 
         value: dict[str, Any] = {
             "name": "benchmark",
-            "model": {"file": "model.py"},
+            "model": {"file": str(MODEL), "hyperparameters": {"hidden": HIDDEN}},
             "data": {"csv": "digits.csv"},
-            "datastructure": {"target": "digit"},
-            "schema": {"types": {"categorical": ["digit"]}},
+            "datastructure": {"target": TARGET},
+            "schema": {"types": {"categorical": [TARGET]}},
             "splitter": {"percentage": {"validation_percentage": 0, "test_percentage": 0}},
             "training": {"epochs": rounds, "seed": 1, "batch_size": 32},
             "simulate": {"clients": clients, "sample": sample},
@@ -114,37 +78,50 @@ class Simulated:
         return [record.seconds for record in read_rounds(workspace.store(name))][1:]
 
 
-def measure(runs: int, folder: Path) -> dict[str, float]:
-    """Median milliseconds of a round, ours and the floor's, few and many; and how one grows to the other."""
-    simulated, found = Simulated(folder), dict[str, list[float]]()
-    with simulated.federation.prefect():
-        for run in range(runs):
-            for name, workload in WORKLOADS.items():
-                found.setdefault(f"{name}_floor_ms", []).append(1000 * statistics.median(floor(*workload)))
-                ours = simulated.seconds(*workload, f"{name}-{run}")
-                found.setdefault(f"{name}_ms", []).append(1000 * statistics.median(ours))
-    growths = [many / few for many, few in zip(found["many_ms"], found["few_ms"], strict=True)]
-    return {
-        **{name: statistics.median(values) for name, values in found.items()},
-        "growth": statistics.median(growths),
-        "lowest": min(growths),
-        "highest": max(growths),
-        "promise": GROWTH,
-    }
+def measure(runs: int, form: Form) -> list[Promise]:
+    """Rows of few and many clients, of how one grows to the other, and of memory."""
+    torch.set_num_threads(1)
+    few, many = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        simulated = Simulated(Path(folder))
+        with simulated.federation.prefect():
+            for run in range(runs):
+                few.append(pair(simulated, *FEW, f"few-{run}"))
+                many.append(pair(simulated, *MANY, f"many-{run}"))
+    growth = [(ours_few, ours_many) for (_, ours_few), (_, ours_many) in zip(few, many, strict=True)]
+    return [
+        ratio("simulated round, 10 of 100 clients", few, unit="ms"),
+        ratio("simulated round, 100 of 1,000 clients", many, unit="ms"),
+        ratio("100 of 1,000 clients over 10 of 100", growth, GROWTH, unit="ms"),
+        *([memory(CLIENTS[form])] if form in CLIENTS else []),
+    ]
 
 
-def peak_memory(clients: Sequence[int]) -> dict[int, float]:
-    """Peak resident megabytes of a process of its own that runs a job of 3 rounds, by its clients."""
-    peaks = {}
-    for count in clients:
-        command = [sys.executable, __file__, "--peak", str(count)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)  # noqa: S603
-        peaks[count] = float(ended.stdout.splitlines()[-1])
-    return peaks
+def pair(simulated: Simulated, clients: int, sample: int, rounds: int, name: str) -> tuple[float, float]:
+    """Median milliseconds of a round, the floor's and ours."""
+    parts = [tensors(table) for table in dealt(digits(), clients)]
+    floor = federated_rounds(network(64, HIDDEN, 10), parts, rounds, 32, sample)
+    ours = simulated.seconds(clients, sample, rounds, name)
+    return 1000 * statistics.median(floor), 1000 * statistics.median(ours)
+
+
+def memory(clients: tuple[int, ...]) -> Promise:
+    """Largest over smallest peak of resident memory, each of a process of its own that runs a job of 3 rounds."""
+    peaks = [peak_apart(count) for count in clients]
+    return ratio("memory, most clients over fewest", [(min(peaks), max(peaks))], MEMORY_SPREAD, unit="MB")
+
+
+def peak_apart(clients: int) -> float:
+    """Peak of resident memory, in MB, of a process that simulates so many clients."""
+    code = f"import simulate; simulate.print_peak({clients})"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)  # noqa: S603
+    return float(ended.stdout.splitlines()[-1])
 
 
 def print_peak(clients: int) -> None:
-    """Runs a job with 10 clients a round, and prints this process's peak of memory in megabytes."""
+    """Runs a job with 10 clients a round, and prints this process's peak of memory in MB."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         simulated = Simulated(Path(folder))
         with simulated.federation.prefect():
@@ -152,38 +129,5 @@ def print_peak(clients: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def main() -> None:
-    """Prints the figures, and writes them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=one_line(__doc__))
-    parser.add_argument("--runs", type=int, default=3, help="jobs of each kind (default: 3)")
-    parser.add_argument("--json", type=Path, help="a file to write the figures to")
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.peak:
-        print_peak(options.peak)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(options.runs, Path(folder))
-    print("simulated round              floor ms   round ms   ratio")
-    for name, (clients, sample, _) in WORKLOADS.items():
-        bare, ours = found[f"{name}_floor_ms"], found[f"{name}_ms"]
-        print(f"{f'{sample} of {clients:,} clients':<27}{bare:>10.1f}{ours:>11.1f}   {ours / bare:.2f}")
-    met = "met" if found["growth"] <= GROWTH else "missed"
-    print(
-        f"many / few                  {found['growth']:.2f} ({found['lowest']:.2f}-{found['highest']:.2f})"
-        f"   promise {GROWTH:.1f} {met}"
-    )
-    peaks = peak_memory(MEMORY_CLIENTS)
-    spread = max(peaks.values()) / min(peaks.values())
-    met = "met" if spread <= MEMORY_SPREAD else "missed"
-    for count, peak in peaks.items():
-        print(f"{count:>6,} clients{peak:>10.0f} MB")
-    print(f"largest / smallest          {spread:.3f}   promise {MEMORY_SPREAD:.2f} {met}")
-    if options.json:
-        figures = {**found, "peak_mb": peaks, "spread": spread}
-        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    command_line(measure, __doc__, {Form.QUICK: 1, Form.USUAL: 3, Form.FULL: 7})
