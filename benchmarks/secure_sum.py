@@ -98,4 +98,4 @@ def one_round(parameters: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command_line(measure, __doc__, {Form.QUICK: 1, Form.USUAL: 3, Form.FULL: 7})
+    command_line(measure, __doc__, {Form.QUICK: 3, Form.USUAL: 3, Form.FULL: 7})
