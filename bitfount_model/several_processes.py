@@ -22,7 +22,6 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher, _Su
 
 from bitfount_model.data import BaseLoader
 from bitfount_model.errors import ConfigurationError
-from bitfount_model.warm_start import warm_start
 
 
 def require_one_process(trainer: pl.Trainer, who: str) -> None:
@@ -70,7 +69,6 @@ def handed_over(trainer: pl.Trainer) -> Iterator[Path | None]:
     if not starts_processes(trainer):
         yield None
         return
-    warm_start()
     with tempfile.TemporaryDirectory(prefix="bitfount-fit-") as folder, ending_at_once(trainer.strategy.launcher):
         yield Path(folder) / "course.json"
 

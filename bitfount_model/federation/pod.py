@@ -53,7 +53,6 @@ from bitfount_model.seeding import derive_seed
 from bitfount_model.several_processes import require_one_process
 from bitfount_model.slim_fit import reasons_for_trainer
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
-from bitfount_model.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ class PodSession:
         return frame, self._split(structure.transform(frame))
 
     def prepare(self, schema: BitfountSchema, preparation: Preparation) -> None:
-        """Builds model and loaders with the encoding that all pods share, and loads what the first fit would wait for.
+        """Builds model and loaders with the encoding that all pods share.
 
         Args:
             schema: the common one.
@@ -247,7 +246,6 @@ class PodSession:
             ConfigurationError: a private job's model has BatchNorm layers, or others with running statistics; or the model's
                 `trainer_init` asks for several processes.
         """
-        warm_start()
         self._common = (schema, preparation)
         self._model, self._resting = self._built(schema, preparation), False
 

@@ -14,7 +14,6 @@ from bitfount_model.federation.job import FederatedJob
 from bitfount_model.simulation.clients import Clients
 from bitfount_model.simulation.partition import Partition, by_column, dirichlet, iid
 from bitfount_model.types import JSON, Parameters, Problem
-from bitfount_model.warm_start import warm_start
 from tasks.session import Session, open_session, require, user_code
 from tasks.simulation.job_file import COLUMN, DIRICHLET, IID, SimulatedJob, rounds_of
 from tasks.store import Reference, Store
@@ -69,7 +68,6 @@ def close() -> None:
 
 @lru_cache(maxsize=1)
 def _opened(store_url: str, contents: tuple[str, ...]) -> Simulation:
-    warm_start()
     session = open_session(Store(store_url))
     job, model = session.job, session.model
     if not isinstance(job, SimulatedJob):
