@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from bitfount_model.errors import IntegrityError, StorageError
+from bitfount_model.files import BESIDE_BYTES
 from tasks.store import Store
 
 HOSTILE_NAMES = (
@@ -54,6 +55,10 @@ def check_store(store: Store) -> None:
     assert (named.name, named.sha256, named.size) == (f"named/{sha256}.bin", sha256, 5)
     assert store.get(named.name, sha256) == b"seven"
     assert store.put_named_by_digest(lambda digest: f"named/{digest}.bin", [b"seven"]) == named
+    large = [bytes(BESIDE_BYTES), b"nine"]
+    digested = store.put_named_by_digest(lambda digest: f"named/{digest}.bin", large)
+    assert digested.sha256 == hashlib.sha256(b"".join(large)).hexdigest()
+    assert bytes(store.load(digested.name, digested.sha256)) == b"".join(large)
     store.put("named/other.bin", b"eight")
     with pytest.raises(IntegrityError, match="named/other"):
         store.put_named_by_digest(lambda digest: "named/other.bin", [b"seven"], durable=False)

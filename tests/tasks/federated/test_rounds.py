@@ -16,6 +16,7 @@ from bitfount_model.errors import BitfountError, QuorumError, SupersededError
 from bitfount_model.federation import MetricSums
 from bitfount_model.federation.pod import Update
 from bitfount_model.parameters import euclidean_norm
+from tasks.federated import rounds as rounds_module
 from tasks.federated.exchange import delta_name, round_phase
 from tasks.federated.federation import Federation
 from tasks.federated.round_record import read_records
@@ -57,14 +58,16 @@ def fail(pod: str, federation: Federation, reach: Told, update: Update) -> str:
     return "StorageError: there is no"
 
 
+@pytest.mark.parametrize("from_bytes", [0, 2**30], ids=["read beside", "read in turn"])
 @pytest.mark.parametrize(
     "failing",
     [failing for size in range(6) for failing in itertools.combinations(PODS, size)],
     ids=lambda failing: "+".join(failing) or "nobody",
 )
 def test_whichever_pods_fail_the_others_are_averaged_to_the_bit_or_the_round_does_not_count(
-    team: Team, failing: tuple[str, ...]
+    team: Team, failing: tuple[str, ...], from_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rounds_module, "BESIDE_BYTES", from_bytes)
     reach = Told()
     federation = federation_by_hand(team, reach)
     rounds = Rounds(federation)
