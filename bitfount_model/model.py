@@ -625,9 +625,7 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             ParameterError: a name is missing or extra, a shape or dtype differs, or a value is not finite.
         """
         self._need_network("update_params")
-        parameters.check_compatible(parameters.public_states(self), new_model_params, what="the new parameters")
-        public = parameters.public_names(self.state_dict())
-        parameters.update_module(self, {name: new_model_params[public[name]] for name in public})
+        parameters.update_public(self, new_model_params, what="the new parameters")
 
     @staticmethod
     def diff_params(old_params: Parameters, new_params: Parameters) -> Mapping[str, Tensor]:

@@ -54,6 +54,9 @@ from bitfount_model.several_processes import require_one_process
 from bitfount_model.slim_fit import reasons_for_trainer
 from bitfount_model.types import EvaluateReturnType, Parameters, PredictReturnType, SplitIndices, TaskContext
 
+RESTING_BYTES = 8 * 2**20
+"""Models of so many bytes give back their parameters' memory between a pod's turns; for smaller ones it is not worth the time."""
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -164,6 +167,7 @@ class PodSession:
         self._class_name = approval.class_name if approval else job.model_class
         self._common: tuple[BitfountSchema, Preparation] | None = None
         self._model: PyTorchBitfountModel | None = None
+        self._bytes = 0  # of the model's parameters
         self._resting = False  # whether the model is without the memory of its parameters
         self.model_is_classifier = self._load(source_code)
 
@@ -356,8 +360,8 @@ class PodSession:
         return result
 
     def rest(self) -> None:
-        """Gives back the memory of the model's parameters until the next call; until then `parameters` has no values."""
-        if self._model is not None and not self._resting:
+        """Gives back the memory of a large model's parameters until the next call; until then `parameters` has no values."""
+        if self._model is not None and not self._resting and self._bytes >= RESTING_BYTES:
             let_go(self._model)
             self._resting = True
 
@@ -387,7 +391,9 @@ class PodSession:
         # Rows that are only predicted need no target, and are not split.
         data = None if self.job.operation == PREDICT else self.pod.source
         model.initialise_model(data, context=TaskContext.WORKER)
-        self._refuse_running_statistics(public_states(model))
+        states = public_states(model)
+        self._refuse_running_statistics(states)
+        self._bytes = sum(value.nbytes for value in states.values())
         if reasons_for_trainer(type(model)):
             require_one_process(model.trainer_for_fit(), "pods")
         return model

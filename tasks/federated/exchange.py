@@ -94,7 +94,10 @@ class Exchange:
         self.url = url
         self._owned = owned
         self.store = Store(url, max_bytes, patience_seconds=patience_seconds)
-        self._joined: dict[str, Joined] = {}  # what was written once is read once
+        # What was written once is read once.
+        self._joined: dict[str, Joined] = {}
+        self._common: BitfountSchema | None = None
+        self._start: Start | None = None
         self._newest: tuple[str, dict[str, Any]] | None = None
         self._notes = Store(url, MAX_NOTE_BYTES, patience_seconds=patience_seconds)
         self.longest_pause = 0.01 if is_folder(self.store) else 1.0
@@ -230,8 +233,9 @@ class Exchange:
 
     def common(self) -> BitfountSchema | None:
         """The common schema, or None while statistics are not asked for."""
-        value = self._checked("common.json", CommonSchema())
-        return None if value is None else BitfountSchema.loads(value["schema"])
+        if self._common is None and (value := self._checked("common.json", CommonSchema())) is not None:
+            self._common = BitfountSchema.loads(value["schema"])
+        return self._common
 
     def put_statistics(self, pod: str, statistics: PodStatistics) -> None:
         """A pod's statistics."""
@@ -253,12 +257,10 @@ class Exchange:
 
     def start(self) -> Start | None:
         """What rounds begin with, or None while it is not known."""
-        value = self._checked("start.json", StartSchema())
-        if value is None:
-            return None
-        return Start(
-            BitfountSchema.loads(value["schema"]), Preparation.from_json(value["preparation"]), tuple(value["pods"])
-        )
+        if self._start is None and (value := self._checked("start.json", StartSchema())) is not None:
+            schema, preparation = BitfountSchema.loads(value["schema"]), Preparation.from_json(value["preparation"])
+            self._start = Start(schema, preparation, tuple(value["pods"]))
+        return self._start
 
     # -- rounds -----------------------------------------------------------------------------------------------------------------
 
