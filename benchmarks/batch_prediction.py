@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from federation import COMMAND, MODEL
+from memory import peak_mb
 from promises import Form, Promise, amount, command_line
 
 ROWS = {Form.QUICK: 1_000_000, Form.USUAL: 5_000_000, Form.FULL: 5_000_000}
@@ -126,16 +127,7 @@ def command(*arguments: str) -> list[str]:
 def peaks(pid: int) -> tuple[int, int]:
     """MB of resident memory at most so far, of a process and of its children together."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return peak(pid), sum(peak(int(child)) for child in children)
-
-
-def peak(pid: int) -> int:
-    """MB of resident memory that a process has had at most; 0 of one that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return peak_mb(pid), sum(peak_mb(int(child)) for child in children)
 
 
 def run(arguments: list[str], until: Callable[[], bool]) -> tuple[float, tuple[int, int], int]:

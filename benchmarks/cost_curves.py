@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from deployed_rounds import width_of
 from federation import Federation
+from memory import peak_mb
 from simulate import Simulated
 from streaming import figures, write_job
 from tables import dealt, digits
@@ -89,9 +90,7 @@ def print_point(curve: str, count: int) -> None:
     """Measures one point in this process, and prints it as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         found = POINTS[curve](count, Path(folder))
-    seconds, peak = (
-        found if isinstance(found, tuple) else (found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    )
+    seconds, peak = found if isinstance(found, tuple) else (found, peak_mb(os.getpid()))
     print(json.dumps({"count": count, "seconds": seconds, "peak_mb": peak}))
 
 
@@ -121,8 +120,9 @@ def plot(curves: Mapping[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures all curves, and writes figures and plots."""
+    """Measures curves, and writes figures and plots; points that are not measured now stay as they were."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--curves", nargs="+", choices=CURVES, default=list(CURVES), help="which (default: all)")
     parser.add_argument(
         "--full", action="store_true", help="the points of 100,000,000 parameters and 20,000,000 rows too"
     )
@@ -132,12 +132,15 @@ def main() -> None:
     if options.point:
         print_point(options.point[0], int(options.point[1]))
         return
-    curves = {
-        name: [point(name, count) for count in (*counts, *(FULL.get(name, ()) if options.full else ()))]
-        for name, counts in CURVES.items()
-    }
-    (DOCS / "costs.json").write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
-    plot(curves, DOCS / "images" / "costs.png")
+    path = DOCS / "costs.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    curves = {name: {found["count"]: found for found in known.get(name, [])} for name in CURVES}
+    for name in options.curves:
+        for count in (*CURVES[name], *(FULL.get(name, ()) if options.full else ())):
+            curves[name][count] = point(name, count)
+            lines = {name: [points[count] for count in sorted(points)] for name, points in curves.items()}
+            path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+            plot(lines, DOCS / "images" / "costs.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ clients a round, among 10, 100, 1,000 and, in the full form, 10,000; the quick f
 
 from __future__ import annotations
 
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +20,7 @@ import torch
 from classifier import network
 from federation import MODEL, Federation
 from floors import federated_rounds
+from memory import peak_mb
 from promises import Form, Promise, command_line, ratio
 from ruamel.yaml import YAML
 from tables import TARGET, dealt, digits, tensors
@@ -126,7 +127,7 @@ def print_peak(clients: int) -> None:
         simulated = Simulated(Path(folder))
         with simulated.federation.prefect():
             simulated.seconds(clients, 10, 3, "peak")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_mb(os.getpid()))
 
 
 if __name__ == "__main__":
