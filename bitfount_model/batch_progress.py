@@ -28,7 +28,7 @@ class BatchCount:
     @property
     def is_told(self) -> bool:
         """Whether it is one of the hundred, or the epoch's last."""
-        return (self.batch - 1) % max(1, self.batches // 100) == 0 or self.batch == self.batches
+        return (self.batch - 1) % max(1, -(-self.batches // 100)) == 0 or self.batch == self.batches
 
 
 OnBatch = Callable[[BatchCount], None]

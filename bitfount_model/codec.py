@@ -149,7 +149,7 @@ def decode(
     """Reads safetensors bytes that may come from anyone; nothing in them is ever executed.
 
     Args:
-        data: the file's bytes; not kept, not changed.
+        data: the file's bytes; neither kept nor changed, unless values stay in place.
         expected: the model's parameters. If given, names, shapes and dtypes must be theirs, the result has their
             order, and an infinity passes only where they hold the same one. If None, no infinity passes.
         max_bytes: the largest file that is looked into.

@@ -625,7 +625,7 @@ class PyTorchBitfountModel(LegacyEpochEndMixIn, ABC):
             ParameterError: a name is missing or extra, a shape or dtype differs, or a value is not finite.
         """
         self._need_network("update_params")
-        parameters.update_public(self, new_model_params, what="the new parameters")
+        parameters.update_module(self, new_model_params, what="the new parameters")
 
     @staticmethod
     def diff_params(old_params: Parameters, new_params: Parameters) -> Mapping[str, Tensor]:

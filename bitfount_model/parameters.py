@@ -1,6 +1,6 @@
 """Between models and the rest: parameters as named tensors, read from a module, checked and written into it.
 
-Every function is pure but `update_module` and `update_public`, which change the module they are given and nothing else, and
+Every function is pure but `update_module`, which changes the module it is given and nothing else, and
 `let_go` and `take_back`, between which a module is without its memory. Nothing returned shares memory with an argument,
 except for `public_states`. `updates` computes with parameters, `parameter_lists` and `codec` write them down.
 
@@ -126,44 +126,36 @@ def let_go(module: nn.Module) -> None:
 
 
 def take_back(module: nn.Module) -> None:
-    """Gives a module the memory again that `let_go` took, without values."""
+    """Gives a module the memory again that `let_go` took, without values: what is written into it next must hold no infinities."""
     for value in module.state_dict().values():
         memory = value.untyped_storage()
         if memory.nbytes() < value.nbytes:
             memory.resize_(value.nbytes)
 
 
-def update_module(module: nn.Module, params: Parameters) -> None:
+def update_module(module: nn.Module, params: Parameters, *, what: str = "the given parameters") -> None:
     """Writes parameters into a module: all of them, or none.
 
     Args:
         module: the module to change, on any device.
-        params: a value for every name of its state dict, with its shape and dtype; copied, never aliased.
+        params: a value for every name of `public_states`, with its shape and dtype; copied, never aliased.
+        what: names them in the message, as for `check_compatible`.
 
     Raises:
         ParameterError: they do not fit, or give different values to weights that the module ties together. The
             module is then as it was.
     """
-    state: dict[str, Tensor] = module.state_dict()
-    check_compatible(state, params, what="the given parameters")
-    _fill(module, state, params)
-
-
-def update_public(module: nn.Module, params: Parameters, *, what: str) -> None:
-    """Writes parameters into a model, under their public names: all of them, or none.
-
-    Args:
-        module: a model whose network is built, on any device.
-        params: a value for every name of `public_states`, with its shape and dtype; copied, never aliased.
-        what: names them in the message, as for `check_compatible`.
-
-    Raises:
-        ParameterError: as `update_module`.
-    """
     state = _usable_state(module)
     public = public_names(state)
     check_compatible({public[name]: value.detach() for name, value in state.items()}, params, what=what)
-    _fill(module, state, {name: params[public[name]] for name in public})
+    given = {name: params[public[name]] for name in public}
+    _check_ties(state, given)
+    # Filling the module's own state dict keeps its `_metadata`, which tells modules what version wrote the entries.
+    state.update(given)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ParameterError(f"{type(module).__name__}.load_state_dict refused the parameters: {error}") from error
 
 
 def check_compatible(expected: Parameters, given: Parameters, *, what: str) -> None:
@@ -274,17 +266,6 @@ def quoted(name: object) -> str:
     """A name from outside, made safe and short for a message: quoted, escaped, at most about 100 characters."""
     text = repr(name)
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], params: Parameters) -> None:
-    """Writes parameters that fit the module's state dict into it."""
-    _check_ties(state, params)
-    # Filling the module's own state dict keeps its `_metadata`, which tells modules what version wrote the entries.
-    state.update((name, params[name]) for name in list(state))
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ParameterError(f"{type(module).__name__}.load_state_dict refused the parameters: {error}") from error
 
 
 def _usable_state(module: nn.Module) -> dict[str, Tensor]:

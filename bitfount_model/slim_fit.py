@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -56,6 +56,7 @@ OF_THE_TRAINER = frozenset(
         "lr_schedulers",
         "manual_backward",
         "automatic_optimization",
+        "all_gather",
     }
 )
 """Attributes that mean something only while a Trainer runs the model."""
@@ -85,10 +86,18 @@ def reasons_for_trainer(cls: type[PyTorchBitfountModel]) -> tuple[str, ...]:
 
 
 def names_in(value: Any) -> Iterator[str]:
-    """The names of attributes and globals that a function uses, those of functions within it too; none of anything else."""
+    """The names of attributes and globals that a function uses, and those of functions within it or below its decorators.
+
+    Of anything else none, nor of functions elsewhere that it calls.
+    """
     function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-    if isinstance(function, types.FunctionType):
-        yield from _names_of_code(function.__code__)
+    if not isinstance(function, types.FunctionType):
+        return
+    yield from _names_of_code(function.__code__)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a cell that holds nothing yet
+            if cell.cell_contents is not function:
+                yield from names_in(cell.cell_contents)
 
 
 def _names_of_code(code: types.CodeType) -> Iterator[str]:
@@ -230,13 +239,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unlogged(model: PyTorchBitfountModel) -> Iterator[None]:
-    """Drops what a model logs where no Trainer is there to take it."""
-    for name in ("log", "log_dict"):
-        model.__dict__[name] = _drop
+    """Drops what a model logs where no Trainer is there to take it; what it prints is printed."""
+    instead = {"log": _drop, "log_dict": _drop, "print": print}
+    model.__dict__.update(instead)
     try:
         yield
     finally:
-        for name in ("log", "log_dict"):
+        for name in instead:
             del model.__dict__[name]
 
 

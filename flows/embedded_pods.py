@@ -32,7 +32,7 @@ class EmbeddedPods:
         """They end with this process."""
 
     def work(self) -> None:
-        """Lets each pod in turn do all that is asked of it now; of their models, one at a time takes memory."""
+        """Lets each pod in turn do all that is asked of it now; of large models, one at a time takes memory."""
         for worker in self._workers.values():
             while worker.advance():
                 pass

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 KEPT_BYTES = 2**30
 """What lies free at the end of the heap beyond this goes back to the kernel."""
 
-# The names and defaults of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+# The names of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+# Once one of them is set, glibc adapts none of them any more: they stay where large blocks would have brought them.
+_AFTERWARDS = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 65536}
 
 
 @contextmanager
@@ -30,6 +31,6 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in _DEFAULTS.items():
+        for name, value in _AFTERWARDS.items():
             library.mallopt(name, value)
         library.malloc_trim(0)

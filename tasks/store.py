@@ -49,6 +49,8 @@ LONGEST_WAIT_SECONDS = 5.0
 # The protocols whose `pipe_file(mode="create")` the server itself decides: S3 by If-None-Match, Google by ifGenerationMatch=0.
 # Elsewhere fsspec ignores the mode (http), or looks first and then writes in place, where a reader can see half of the bytes.
 EXCLUSIVE = frozenset({"s3", "s3a", "gs", "gcs"})
+# How file systems refuse to map a file that cannot (some FUSE and network ones).
+NOT_MAPPED = frozenset({errno.ENODEV, errno.EINVAL, errno.ENOSYS})
 # memory:// looks first and then writes, but all of it is in this process.
 _memory = threading.Lock()
 
@@ -359,8 +361,14 @@ class Store:
         try:
             with Path(path).open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
-                # Nothing can be mapped of an empty file.
-                return memoryview(mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray())
+                if not size:  # nothing can be mapped of an empty file
+                    return memoryview(bytearray())
+                try:
+                    return memoryview(mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY))
+                except OSError as error:
+                    if error.errno not in NOT_MAPPED:
+                        raise
+                    return memoryview(bytearray(stream.read()))
         except FileNotFoundError:
             return None
 

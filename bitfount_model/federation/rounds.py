@@ -89,7 +89,7 @@ def close_round(
 ) -> tuple[GlobalState, RoundSummary]:
     """Adds the updates of a round to the global parameters.
 
-    Updates are read one at a time, in the order of the pods' names. One that does not belong to this round, or does not
+    Updates are taken one at a time, in the order of the pods' names. One that does not belong to this round, or does not
     fit, is left out with its reason. Plain averaging keeps none of them; a robust rule (see `robust`) keeps all that fit.
 
     Args:
@@ -118,7 +118,7 @@ def close_round(
             by_pod[update.pod] = update.metrics.mean()
             if update.train_loss is not None:
                 losses[update.pod] = update.train_loss
-        del update  # before the next one is read
+        del update  # before the next one is taken
     if len(mean.pods) < job.quorum:
         why = "; ".join(f"{pod}: {reason}" for pod, reason in refused.items())
         raise QuorumError(

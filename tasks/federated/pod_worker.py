@@ -168,7 +168,7 @@ class PodWorker:
         return self._apply(EVALUATION, self._evaluate_task) or self._apply(PREDICTION, self._predict_task)
 
     def rest(self) -> None:
-        """Gives back the memory of the model's parameters until there is something to do again."""
+        """Gives back the memory of a large model's parameters until there is something to do again."""
         if self._pod_session is not None:
             self._pod_session.rest()
 

@@ -46,7 +46,7 @@ from tasks.session import require, threads
 from tasks.store import Reference
 
 READ_AHEAD = 2
-"""So many updates are read, large ones by threads of their own, while another is added."""
+"""So many large updates are in memory: one that is added, and the next one, which a thread reads meanwhile."""
 
 
 class Rounds:
@@ -288,7 +288,7 @@ class Gathered:
         return self._collector.waited
 
     def updates(self, pods: tuple[str, ...]) -> Iterator[Update]:
-        """The updates in the order of `pods`, at most `READ_AHEAD` more in memory than the one that is given."""
+        """The updates in the order of `pods`: a small one as soon as it is there, of large ones `READ_AHEAD` in memory."""
         exchange = self._federation.exchange
         being_read: deque[tuple[str, UpdateNote, Callable[[], tuple[Update, float]]]] = deque()
         with ThreadPoolExecutor(READ_AHEAD) as readers:
@@ -296,7 +296,7 @@ class Gathered:
                 large = note.delta_bytes >= BESIDE_BYTES
                 read = readers.submit(self._read, pod, note).result if large else partial(self._read, pod, note)
                 being_read.append((pod, note, read))
-                if len(being_read) == READ_AHEAD:
+                while len(being_read) >= (READ_AHEAD if large else 1):
                     yield from self._usable(*being_read.popleft())
             while being_read:
                 yield from self._usable(*being_read.popleft())

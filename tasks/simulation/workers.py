@@ -8,7 +8,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from bitfount_model.types import JSON
@@ -18,10 +19,14 @@ from tasks.step import step
 from tasks.store import Reference
 
 NAME, RUN_NAME = "train clients", "round {round_number}: chunks from {first} to {stop}"
+STARTING_SECONDS = 120
+"""After which a worker waits no more for others that are starting."""
 Train = Callable[[str, int, JSON, int, int], JSON]
 
 train_clients = step(NAME, RUN_NAME)(share_trained)
 """The step, as a task: see `share_trained`."""
+
+_all_here: Barrier | None = None  # of a worker: where it waits for the others
 
 
 @contextmanager
@@ -39,9 +44,10 @@ def workers_for(store_url: str, workers: int, dask: str | None) -> Iterator[Work
         yield _done(train_clients, store_url)
     else:
         start = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=start, initializer=_as_worker) as pool:
-            # Each waits for a process of its own: they start, and import, before the first round and not within it.
-            for ready in [pool.submit(_is_ready) for _ in range(workers)]:
+        all_here = start.Barrier(workers)
+        with ProcessPoolExecutor(workers, mp_context=start, initializer=_as_worker, initargs=(all_here,)) as pool:
+            # They start, and import, before the first round and not within it.
+            for ready in [pool.submit(_wait_for_others) for _ in range(workers)]:
                 ready.result()
 
             def beside(store_url: str, round_number: int, weights: JSON, first: int, stop: int) -> JSON:
@@ -69,12 +75,17 @@ def _sent(submit: Callable[..., Any], store_url: str) -> Work:
     return work
 
 
-def _is_ready() -> None:
-    """What a worker does first: nothing, but it has started by then."""
+def _wait_for_others() -> None:
+    """What a worker does first, so that none takes the turn of one that is still starting."""
+    if _all_here is not None:
+        with suppress(threading.BrokenBarrierError):  # one takes very long: the others begin
+            _all_here.wait(STARTING_SECONDS)
 
 
-def _as_worker() -> None:
+def _as_worker(all_here: Barrier) -> None:
     """A worker ends with the process that started it, however that ends, and leaves Ctrl-C to it."""
+    global _all_here  # noqa: PLW0603 - the one thing that a pool lets its processes inherit
+    _all_here = all_here
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

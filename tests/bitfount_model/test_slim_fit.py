@@ -38,6 +38,7 @@ FROZEN = MODEL + (
 )
 FITS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": (MODEL, {}),
+    "prints": (MODEL.replace('self.log("loss", loss)', "self.print(batch_idx)"), {}),
     "no validation": (MODEL, {"validation": 0}),
     "steps": (MODEL, {"steps": 19}),
     "few steps": (MODEL, {"steps": 5, "validation": 0}),
@@ -110,9 +111,22 @@ def test_how_far_it_is_is_told_as_by_a_trainer() -> None:
 def test_of_a_long_epoch_a_hundredth_is_told() -> None:
     counts = [BatchCount(1, 1, batch, 1234) for batch in range(1, 1235)]
     told = [count.batch for count in counts if count.is_told]
-    assert told[:3] == [1, 13, 25]
+    assert told[:3] == [1, 14, 27]
     assert told[-1] == 1234
-    assert len(told) <= 104
+    assert len(told) <= 101
+
+
+DECORATED = MODEL.replace("    def training_step(self", "    @annealed\n    def training_step(self").replace(
+    "class Net",
+    """def annealed(step):
+    def by_epoch(self, batch, batch_idx):
+        return step(self, batch, self.current_epoch)
+
+    return by_epoch
+
+
+class Net""",
+)
 
 
 def with_method(text: str) -> str:
@@ -133,6 +147,8 @@ def with_method(text: str) -> str:
         (with_method("def optimizer_step(self, *args):\n    pass"), ("it overrides optimizer_step",)),
         (with_method("def training_epoch_end(self, outputs):\n    pass"), ("it overrides training_epoch_end",)),
         (with_method("def helper(self):\n    return self.current_epoch"), ("it uses self.current_epoch",)),
+        (with_method("def helper(self):\n    return self.all_gather(1)"), ("it uses self.all_gather",)),
+        (DECORATED, ("it uses self.current_epoch",)),
         (with_method("def helper(self):\n    return [self.trainer for _ in (1,)]"), ("it uses self.trainer",)),
     ],
 )

@@ -37,8 +37,8 @@ class Message:
 
     Attributes:
         header: a JSON object.
-        body: bytes that belong to it, often none, which may be changed; where the other side is trusted they stay until the
-            channel is used again.
+        body: bytes that belong to it, often none, which may be changed; where the other side is trusted they stay until
+            something with a body is sent.
     """
 
     header: JSON
