@@ -104,19 +104,29 @@ def point(curve: str, count: int) -> dict[str, float]:
 
 
 def plot(curves: Mapping[str, list[dict[str, float]]], path: Path) -> None:
-    """Draws seconds and memory of each curve, both axes logarithmic."""
+    """Draws seconds, both axes logarithmic, and memory, from 0, of each curve."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, NullLocator
 
     figure, axes = plt.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False, layout="constrained")
     for column, (name, points) in enumerate(curves.items()):
         counts = [each["count"] for each in points]
-        what = "seconds of an epoch" if name == "rows" else "seconds of a round"
-        for row, (key, label) in enumerate((("seconds", what), ("peak_mb", "peak of memory, MB"))):
-            axis = axes[row][column]
-            axis.plot(counts, [each[key] for each in points], marker="o")
-            axis.set(xscale="log", yscale="log", xlabel=name, ylabel=label)
+        seconds, memory = ([each[key] for each in points] for key in ("seconds", "peak_mb"))
+        time_axis, memory_axis = axes[0][column], axes[1][column]
+        time_axis.plot(counts, seconds, marker="o")
+        # A decade at least, so that a flat curve looks flat.
+        time_axis.set(yscale="log", ylim=(min(seconds) / 3, max(seconds) * 3))
+        time_axis.set_ylabel("seconds of an epoch" if name == "rows" else "seconds of a round")
+        memory_axis.plot(counts, memory, marker="o")
+        memory_axis.set(ylim=(0, 1.2 * max(memory)), ylabel="peak of memory, MB")
+        for axis in (time_axis, memory_axis):
+            axis.set(xscale="log", xlabel=name)
+            axis.set_xticks(counts)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.grid(visible=True, which="major", alpha=0.3)
     figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -138,7 +148,7 @@ def main() -> None:
     for name in options.curves:
         for count in (*CURVES[name], *(FULL.get(name, ()) if options.full else ())):
             curves[name][count] = point(name, count)
-            lines = {name: [points[count] for count in sorted(points)] for name, points in curves.items()}
+            lines = {name: [points[count] for count in sorted(points)] for name, points in curves.items() if points}
             path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
             plot(lines, DOCS / "images" / "costs.png")
 
