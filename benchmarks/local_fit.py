@@ -56,4 +56,4 @@ def pairs(source: DataFrameSource, batch_size: int, runs: int) -> list[tuple[flo
 
 
 if __name__ == "__main__":
-    command_line(measure, __doc__, {Form.QUICK: 3, Form.USUAL: 7, Form.FULL: 15})
+    command_line(measure, __doc__, {Form.QUICK: 3, Form.USUAL: 5, Form.FULL: 15})
