@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, TypeGuard
@@ -192,21 +192,11 @@ class RunningMean:
         Raises:
             ParameterError: no updates are in, or all weights are 0.
         """
-        divisor = self._divisor()
-        return {
-            name: (self._sums[name] / divisor).reshape(value.shape)
-            if name in self._sums
-            else self._exact_mean(name, value)
-            for name, value in self._base.items()
-        }
+        return self._means(lambda name, divisor: (self._sums[name] / divisor).reshape(self._base[name].shape))
 
     def take_mean(self) -> dict[str, Tensor]:
         """What `mean` gives, in the memory of the sums themselves: the last thing that can be asked of them."""
-        divisor, means = self._divisor(), {}
-        for name, value in self._base.items():
-            exact = name not in self._sums
-            means[name] = self._exact_mean(name, value) if exact else self._take(name, divisor)
-        return means
+        return self._means(self._take)
 
     def take_moved(self) -> dict[str, Tensor]:
         """What `apply_mean(base, mean())` gives; each sum is let go of once its parameter has moved. The last thing to ask.
@@ -223,6 +213,14 @@ class RunningMean:
         exact = {name: value for name, value in self._base.items() if name not in floats}
         moved = floats | apply_mean(exact, {name: self._exact_mean(name, value) for name, value in exact.items()})
         return {name: moved[name] for name in self._base}
+
+    def _means(self, of_sum: Callable[[str, float], Tensor]) -> dict[str, Tensor]:
+        """The mean of each tensor; of floating point by `of_sum(name, divisor)`."""
+        divisor = self._divisor()
+        return {
+            name: of_sum(name, divisor) if name in self._sums else self._exact_mean(name, value)
+            for name, value in self._base.items()
+        }
 
     def _divisor(self) -> float:
         """What sums of floating point are divided by."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from bitfount_model import PyTorchBitfountModel
 from bitfount_model.errors import ConfigurationError, DivergedError, TrainingError
 from bitfount_model.seeding import seeded
 from bitfount_model.simulation.clients import Clients, ClientUpdate
 from bitfount_model.simulation.partition import iid
+from bitfount_model.training import slim_trainer
 from tests.bitfount_model.simulation.lab import MODEL, Lab, equal
 
 CLIPPING = {"prime_q": 7, "precision": 5, "num_workers": 2}
@@ -98,3 +101,25 @@ def test_the_global_generators_are_the_callers() -> None:
     before = torch.get_rng_state()
     update_of(lab, 1, 1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+OWN_TRAINER = MODEL + "\n    def trainer_init(self):\n        return super().trainer_init()\n"
+
+
+def test_clients_of_a_model_that_asks_for_several_processes_are_refused() -> None:
+    lab = Lab(source=OWN_TRAINER)
+    lab.model.trainer_init = two_processes  # type: ignore[method-assign]
+    lab.model.reset_trainer()
+    with pytest.raises(ConfigurationError, match="simulated clients train in one process, .*trainer_init asks for 2"):
+        Clients(lab.model, lab.partition, lab.job)
+
+
+def test_a_pod_whose_model_asks_for_several_processes_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PyTorchBitfountModel, "trainer_init", lambda model: two_processes())
+    lab = Lab(source=OWN_TRAINER)
+    with pytest.raises(ConfigurationError, match="pods train in one process, .*trainer_init asks for 2.*devices=1"):
+        lab.pod(1)
+
+
+def two_processes() -> pl.Trainer:
+    return slim_trainer(accelerator="cpu", devices=2, strategy="ddp_fork")
