@@ -132,19 +132,20 @@ def assert_close(found: str | Path, want: str | Path) -> None:
 def test_a_job_in_two_processes_ends_with_the_weights_of_one_on_doubled_batches(
     prefect_url: str, write: Callable[..., Path], home: Path
 ) -> None:
-    two = trained(write(devices=2, strategy="ddp_fork"), home, "two")
+    names = ("in-two-processes", "in-one-process")
+    two = trained(write(devices=2, strategy="ddp_fork"), home, names[0])
     assert two.code == 0, two
-    one = trained(write({"epochs": 2, "batch_size": 2 * BATCH}), home, "one")
+    one = trained(write({"epochs": 2, "batch_size": 2 * BATCH}), home, names[1])
     assert one.code == 0, one
 
     assert_close(two.summary["weights"], one.summary["weights"])
     assert two.summary["metrics"] == pytest.approx(one.summary["metrics"], abs=1e-4)
-    history, wanted = (json.loads((home / "jobs" / name / "fit/history.json").read_text()) for name in ("two", "one"))
+    history, wanted = (json.loads((home / "jobs" / name / "fit/history.json").read_text()) for name in names)
     assert [epoch["rows"] for epoch in history] == [320, 320]
     for epoch, other in zip(history, wanted, strict=True):
         assert epoch["train_loss"] == pytest.approx(other["train_loss"], abs=1e-6)
         assert epoch["val_stats"] == pytest.approx(other["val_stats"], abs=1e-4)
-    assert count_of_task_runs("two") == count_of_task_runs("one")
+    assert count_of_task_runs(names[0]) == count_of_task_runs(names[1])
 
 
 def count_of_task_runs(flow: str) -> int:

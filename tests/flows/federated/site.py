@@ -21,6 +21,8 @@ from sklearn.datasets import load_breast_cancer
 from tests.flows.conftest import command
 
 WAIT_SECONDS = 240
+SERVED: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+"""(a Prefect server, a pod) -> the newest process that serves it."""
 
 MODEL = """\
 import os
@@ -198,10 +200,13 @@ class Site:
     # -- processes ------------------------------------------------------------------------------------------------------------
 
     def serve(self, *pods: str, **environment: str) -> None:
-        """Starts `pod serve` for pods, and waits until each is registered."""
+        """Starts `pod serve` for pods, and waits until each is registered; their names are no other site's at that moment."""
         for pod in pods:
+            place = (os.environ["PREFECT_API_URL"], pod)
+            other = SERVED.get(place)
+            assert other is None or other.poll() is not None, f"another site's pod {pod} would take this one's jobs"
             log = self.log(pod).open("ab")
-            self.processes[pod] = subprocess.Popen(
+            self.processes[pod] = SERVED[place] = subprocess.Popen(
                 command("pod", "serve", self.folder / f"{pod}.yaml", "--home", self.folder / f"home-{pod}"),
                 stdout=log,
                 stderr=log,
