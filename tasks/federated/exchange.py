@@ -383,8 +383,6 @@ class Exchange:
         value = self._checked(f"{phase}/failed/{pod}.{session:04d}.json", FailureSchema())
         return None if value is None else str(value["reason"])
 
-    # -- objects ------------------------------------------------------------------------------------------------------------------
-
     # -- secure sums: see `secure_messages` ----------------------------------------------------------------------------------------
 
     def put_message(self, name: str, value: JSON) -> None:
