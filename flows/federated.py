@@ -35,6 +35,7 @@ from tasks.federated.recording import record_end, recorded
 from tasks.federated.round_record import read_records
 from tasks.federated.rounds import Rounds
 from tasks.federated.start import initialise, join_pods
+from tasks.manifest import Manifest, read_manifest
 from tasks.package import package
 from tasks.progress import listening, stage, tell
 from tasks.record import finished_steps
@@ -42,7 +43,7 @@ from tasks.recording import Tracking, live_metrics
 from tasks.register import register
 from tasks.report.step import report
 from tasks.step import reference, step, untagged
-from tasks.store import Manifest, Store, read_manifest
+from tasks.store import Store
 from tasks.summary_page import show_summary
 
 Value = TypeVar("Value")

@@ -36,7 +36,7 @@ from flows.workspace import Workspace, new_job_id
 from tasks.federated.exchange import Exchange
 from tasks.federated.job_file import FederatedJobFile, check_federated_job
 from tasks.federated.round_record import read_records
-from tasks.store import read_file, read_manifest
+from tasks.manifest import read_file, read_manifest
 
 MODEL_ARGUMENTS = ("datastructure", "schema", "batch_size", "epochs", "steps", "seed", "param_clipping")
 """Arguments of every model, which the job says in places of their own."""

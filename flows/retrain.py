@@ -25,6 +25,7 @@ from flows.workspace import Workspace, only_once
 from tasks.federated.job_file import FederatedJobFile
 from tasks.initialise import as_json
 from tasks.job import LocalJob
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.record import replay
 from tasks.recording import Tracking
 from tasks.registered import SCHEMA, SOURCE, WEIGHTS, RegisteredModel, open_model
@@ -37,7 +38,7 @@ from tasks.retraining.outcome import post, settle, show_in_prefect, tell_automat
 from tasks.retraining.retraining_file import WARM, RetrainingFile, retraining_to_json, webhook_of
 from tasks.session import require
 from tasks.step import step
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 TITLES = {
     "champion": "finding the champion",

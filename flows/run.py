@@ -18,10 +18,10 @@ from flows.environment import prepare, quiet
 from flows.prefect_server import PrefectServer, ServerError, require_answer
 from flows.workspace import Workspace, continued, only_once
 from tasks.job import LocalJob, with_seed
+from tasks.manifest import read_manifest
 from tasks.mlflow_client import without_password
 from tasks.progress import listening
 from tasks.simulation.job_file import SimulatedJob, own_rows_to_json
-from tasks.store import read_manifest
 
 DRAIN_SECONDS = 60
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from bitfount_model import EvaluateReturnType, MetricCollection
 from bitfount_model.errors import ConfigurationError, TrainingError
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.results import prediction_table, to_parquet
 from tasks.session import Session, open_session, require, threads, user_code
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.store import Store
 from tasks.streamed import forget_rows
 
 

@@ -18,10 +18,11 @@ from bitfount_model.several_processes import require_forks
 from bitfount_model.weights_files import to_safetensors
 from tasks.epochs import append_epoch
 from tasks.layout import EPOCHS
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.progress import tell
 from tasks.session import Session, open_session, threads, user_code
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, local_path, read_file, read_manifest, write_manifest
+from tasks.store import Store, local_path
 
 
 @step("fit")

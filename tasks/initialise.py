@@ -14,10 +14,11 @@ from bitfount_model.mixins import PyTorchClassifierMixIn
 from bitfount_model.serialization import dump
 from bitfount_model.types import Problem
 from tasks.job import LocalJob, source_of, splitter_of
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.session import MODEL_FILE, reference_to, threads, training_arguments, user_code
 from tasks.simulation.job_file import check_own_rows, own_rows_to_json
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, local_path, read_manifest, write_manifest
+from tasks.store import Store, local_path
 from tasks.streamed import is_streamed, rows_folder, streamed_digest, streamed_table
 from tasks.versions import installed_versions
 

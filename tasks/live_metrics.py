@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from bitfount_model.errors import BitfountError, ConfigurationError
+from tasks.manifest import read_manifest
 from tasks.mlflow_client import connect, ensure_experiment, ensure_run, log_points, tracking_errors
 from tasks.record import recording
 from tasks.run_contents import epoch_points, run_name
-from tasks.store import Store, read_manifest
+from tasks.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,10 +20,11 @@ from bitfount_model.data import Column, SemanticType, profile_of, row_digests, s
 from tasks import registered
 from tasks.initialise import as_json
 from tasks.job import splitter_of
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.registered import DESCRIPTION, FILES, OpenModel, watched_columns
 from tasks.session import open_session, require
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.store import Store
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

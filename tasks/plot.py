@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from bitfount_model.types import Problem
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.plots import job_plots
 from tasks.session import require
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.store import Store
 
 
 @step("plot")

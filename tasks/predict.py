@@ -8,10 +8,11 @@ from bitfount_model import PredictReturnType
 from bitfount_model.errors import TrainingError
 from bitfount_model.files import write_atomically
 from tasks.evaluate import open_trained
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.results import prediction_table, to_parquet
 from tasks.session import Session, threads, user_code
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 
 @step("predict")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock
 
 from bitfount_model.errors import ConfigurationError, TrackingError
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.mlflow_client import (
     LOCK_SECONDS,
     artifact_sizes,
@@ -29,7 +30,7 @@ from tasks.mlflow_client import (
     without_password,
 )
 from tasks.run_contents import REASON, SHOWN_STEPS, STEPS, RunContents, run_contents
-from tasks.store import Manifest, Reference, Store, local_path, read_manifest, write_manifest
+from tasks.store import Reference, Store, local_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tasks.aliases import CHALLENGER, CHAMPION
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.mlflow_client import connect, tracking_errors
 from tasks.registered import MODEL_FOLDER, versions_of
 from tasks.session import require
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

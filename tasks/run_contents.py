@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitfount_model.data import BitfountSchema, Column, SemanticType
-from tasks.store import Manifest, Reference, Store, read_file
+from tasks.manifest import Manifest, read_file
+from tasks.store import Reference, Store
 
 STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "report")
 """Of a job that registers nothing, in their order."""

@@ -16,8 +16,9 @@ from bitfount_model import BaseSource, BitfountModelReference, BitfountSchema, D
 from bitfount_model.data import digest, source_from_config
 from bitfount_model.errors import BitfountError, ConfigurationError, DataError, StorageError, TrainingError
 from tasks.job import LocalJob, check_job, source_of, splitter_of
+from tasks.manifest import Manifest, read_file, read_manifest
 from tasks.simulation.job_file import check_own_rows
-from tasks.store import Manifest, Store, local_path, read_file, read_manifest
+from tasks.store import Store, local_path
 from tasks.streamed import rows_folder, streamed_digest
 
 MODEL_FILE = "model.py"

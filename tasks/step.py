@@ -12,8 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
 from prefect.tasks import exponential_backoff
 
+from tasks.manifest import Manifest
 from tasks.retries import FIRST_DELAY_SECONDS, RETRIES, retry_if_transient
-from tasks.store import Manifest
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

@@ -1,15 +1,13 @@
 """Where artifacts lie between steps and between machines: any fsspec URL, written once, read with their digest.
 
-What a step leaves behind is a set of files and, last, a manifest that names them with their sha256. A step whose manifest is there
-is done: retry, resume and audit all ask the same question. Many processes on many machines may share one store: of two that write
-one name, one wins, and a place that does not answer for a while delays them and loses nothing.
+Many processes on many machines may share one store: of two that write one name, one wins, and a place that does not answer for a
+while delays them and loses nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -18,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +34,7 @@ from bitfount_model.files import (
     sha256_of,
     size_of,
 )
-from tasks.layout import manifest_name
+from tasks.storage_errors import http_status, is_of_storage, may_pass
 
 MAX_BYTES = 16 * 2**30
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200}){0,7}")
@@ -60,29 +58,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "s3a": {"use_listings_cache": False},
 }
 
-# What may pass by itself. s3fs says EBUSY for SlowDown and 503, EREMOTEIO for 500, EIO for codes that it does not know.
-PASSING_ERRNOS = frozenset(
-    {
-        errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH,
-        errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, getattr(errno, "EREMOTEIO", errno.EIO),
-    }
-)  # fmt: skip
-PASSING_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 PRECONDITION_FAILED = 412
-# Errors of reading and writing that are no OSErrors, by name since their packages need not be installed: whether they may pass.
-FOREIGN_ERRORS: Mapping[str, bool] = {
-    "aiohttp.client_exceptions.ClientConnectionError": True,
-    "aiohttp.client_exceptions.ClientPayloadError": True,
-    "botocore.exceptions.BotoCoreError": False,
-    "botocore.exceptions.ConnectionError": True,
-    "botocore.exceptions.HTTPClientError": True,
-    "botocore.exceptions.IncompleteReadError": True,
-    "botocore.parsers.ResponseParserError": True,
-    "requests.exceptions.ConnectionError": True,
-    "requests.exceptions.Timeout": True,
-    "urllib3.exceptions.HTTPError": True,
-}
-
 T = TypeVar("T")
 
 
@@ -99,21 +75,6 @@ class Reference:
     name: str
     sha256: str
     size: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a finished step left behind.
-
-    Attributes:
-        step: the step's name, e.g. `fit`.
-        files: role -> artifact, e.g. `{"weights": ...}`.
-        values: small results, plain JSON.
-    """
-
-    step: str
-    files: Mapping[str, Reference] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -400,7 +361,7 @@ class Store:
         except FileExistsError:
             return False
         except OSError as error:
-            if _http_status(error) != PRECONDITION_FAILED:
+            if http_status(error) != PRECONDITION_FAILED:
                 raise
             return False
         return True
@@ -423,15 +384,15 @@ class Store:
         try:
             return call()  # nearly all go well, and what tries again costs as much as a call to a folder
         except Exception as error:
-            if not _is_of_storage(error):
+            if not is_of_storage(error):
                 raise
         backoff = wait_random_exponential(
             multiplier=2 * FIRST_WAIT_SECONDS, min=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS
         )
         retrying = Retrying(
-            retry=retry_if_exception(_is_of_storage),
+            retry=retry_if_exception(is_of_storage),
             wait=lambda state: min(backoff(state), max(0.0, self.patience_seconds - _tried_for(state))),
-            stop=lambda state: not _may_pass(_error(state)) or _tried_for(state) >= self.patience_seconds,
+            stop=lambda state: not may_pass(_error(state)) or _tried_for(state) >= self.patience_seconds,
             retry_error_callback=lambda state: self._give_up(doing, state),
             sleep=self._sleep,
         )
@@ -440,7 +401,7 @@ class Store:
     def _give_up(self, doing: str, state: RetryCallState) -> None:
         error = _error(state)
         what = f"cannot {doing} {self.url}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
-        if _may_pass(error):
+        if may_pass(error):
             raise StoreAwayError(
                 f"{what}, tried for {_tried_for(state):.0f} s. Run it again when the place answers."
             ) from error
@@ -458,59 +419,6 @@ def _error(state: RetryCallState) -> BaseException | None:
 def _tried_for(state: RetryCallState) -> float:
     """Seconds since the first try; no less than those that were waited, on whatever clock the waiting goes by."""
     return max(state.seconds_since_start or 0.0, state.idle_for)
-
-
-def _names(error: BaseException | None) -> set[str]:
-    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-
-
-def _is_of_storage(error: BaseException) -> bool:
-    """Whether it comes from reading or writing, rather than from a bug."""
-    return isinstance(error, OSError) or not FOREIGN_ERRORS.keys().isdisjoint(_names(error))
-
-
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether the same call may succeed in a moment."""
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return True
-    status = _http_status(error)
-    if status is not None:
-        return status in PASSING_STATUSES
-    return getattr(error, "errno", None) in PASSING_ERRNOS or any(FOREIGN_ERRORS.get(name) for name in _names(error))
-
-
-def _http_status(error: BaseException | None) -> int | None:
-    """The server's answer to a call of botocore, which s3fs keeps as the error's cause."""
-    response = getattr(getattr(error, "__cause__", None), "response", None)
-    if not isinstance(response, Mapping):
-        return None
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status if isinstance(status, int) else None
-
-
-def write_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Marks a step as done: the last thing that it writes."""
-    store.put(manifest_name(manifest.step), json.dumps(asdict(manifest), indent=1).encode())
-    return manifest
-
-
-def read_manifest(store: Store, step: str) -> Manifest | None:
-    """What a step left behind, or None if it has not finished."""
-    if not store.has(manifest_name(step)):
-        return None
-    name = manifest_name(step)
-    try:
-        value = json.loads(store.get(name))
-        files = {role: Reference(**reference) for role, reference in value["files"].items()}
-        return Manifest(value["step"], files, value["values"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{name} in {store.url} is not what a step wrote: {error}. Use another job id.") from error
-
-
-def read_file(store: Store, manifest: Manifest, role: str) -> bytes:
-    """One of a step's files, checked against the manifest."""
-    reference = manifest.files[role]
-    return store.get(reference.name, reference.sha256)
 
 
 def local_path(store: Store, name: str) -> Path:

@@ -23,9 +23,10 @@ from bitfount_model.federation.pod import Pod, PodSession
 from bitfount_model.federation.policy import PodPolicy
 from bitfount_model.types import Parameters, SplitIndices
 from tasks.federated.finish import as_numbers
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.progress import tell
 from tasks.session import require, threads
-from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.store import Store
 
 POOLED = "pooled"
 ALL_ROWS = "all rows pooled"

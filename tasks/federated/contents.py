@@ -11,6 +11,7 @@ from bitfount_model.data import BitfountSchema
 from tasks.colours import COLOURS
 from tasks.federated.compare import comparison_rows
 from tasks.federated.round_record import RoundRecord
+from tasks.manifest import Manifest, read_file
 from tasks.run_contents import (
     DIGEST,
     MAX_PARAM,
@@ -33,7 +34,7 @@ from tasks.run_contents import (
     table,
     valid_key,
 )
-from tasks.store import Manifest, Reference, Store, read_file
+from tasks.store import Reference, Store
 
 POD = "bitfount.pod"
 PARENT = "mlflow.parentRunId"

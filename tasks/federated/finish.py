@@ -15,9 +15,10 @@ from tasks.federated.federation import Federation
 from tasks.federated.messages import Asked
 from tasks.federated.rounds import Rounds
 from tasks.fit import finite
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.results import prediction_table, to_parquet
 from tasks.session import require
-from tasks.store import Manifest, Reference, Store, read_file, read_manifest, write_manifest
+from tasks.store import Reference, Store
 
 
 def keep_weights(federation: Federation, rounds: Rounds) -> Manifest:

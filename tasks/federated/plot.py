@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tasks.federated.round_record import RoundRecord, read_records
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.plot_style import drawable
 from tasks.plots import curve_groups, curve_panels
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 
 def plot_federation(store: Store) -> Manifest:

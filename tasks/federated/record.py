@@ -22,6 +22,7 @@ from tasks.federated.contents import (
 )
 from tasks.federated.round_record import read_records, record_from_json
 from tasks.live_metrics import LiveMetrics
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.mlflow_client import (
     ensure_experiment,
     ensure_run,
@@ -33,7 +34,7 @@ from tasks.mlflow_client import (
 from tasks.record import finished_steps, recording, replay
 from tasks.recording import Tracking
 from tasks.run_contents import run_name
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

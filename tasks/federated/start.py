@@ -19,8 +19,8 @@ from tasks.federated.exchange import JOIN
 from tasks.federated.federation import Federation, listed
 from tasks.federated.messages import Joined, Start
 from tasks.initialise import as_json, check_classes, class_names
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.session import threads
-from tasks.store import Manifest, read_manifest, write_manifest
 from tasks.versions import installed_versions
 
 

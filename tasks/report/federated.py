@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.federated.compare import comparison_rows
 from tasks.federated.round_record import RoundRecord
+from tasks.manifest import Manifest
 from tasks.report.shared import (
     Ended,
     counted,
@@ -33,7 +34,6 @@ from tasks.report.values import (
     Table,
 )
 from tasks.run_contents import figure
-from tasks.store import Manifest
 
 ALL_PODS = "all pods"
 REASONS_SHOWN = 20

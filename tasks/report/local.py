@@ -9,6 +9,7 @@ import numpy as np
 
 from bitfount_model.types import Problem
 from tasks.curves import agreement, classified, confusion
+from tasks.manifest import Manifest
 from tasks.plots import class_names, curve_groups
 from tasks.report.shared import (
     Ended,
@@ -24,7 +25,6 @@ from tasks.report.shared import (
 )
 from tasks.report.values import Lines, Matrix, Points, Report, Section, Series, Table
 from tasks.run_contents import figure, source_name
-from tasks.store import Manifest
 
 MOST_POINTS = 500
 MOST_TARGETS = 6

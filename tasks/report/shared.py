@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tasks.manifest import Manifest
 from tasks.report.values import Section, Table
 from tasks.run_contents import figure
-from tasks.store import Manifest
 
 Ended = Mapping[str, Any]
 """How a job ended that is not finished: `state`, `reason`; empty if it did not say."""

@@ -15,6 +15,7 @@ from tasks.epochs import parsed_epochs
 from tasks.federated.record import STEPS as FEDERATED_STEPS
 from tasks.federated.round_record import read_records
 from tasks.layout import EPOCHS
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.record import finished_steps
 from tasks.report.federated import federated_report
 from tasks.report.local import Tested, local_report
@@ -22,7 +23,7 @@ from tasks.report.page import page
 from tasks.report.values import Report
 from tasks.run_contents import SHOWN_STEPS
 from tasks.step import reference, step
-from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.store import Store
 
 NAME = "report.html"
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from bitfount_model.errors import ModelFileError
 from tasks.aliases import CHAMPION
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.mlflow_client import connect, tracking_errors, with_password
 from tasks.registered import RegisteredModel, fetch
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 
 def find_champion(store: Store, name: str, tracking_uri: str) -> Manifest:

@@ -17,11 +17,12 @@ from bitfount_model.metrics import default_metrics
 from bitfount_model.types import PredictReturnType
 from tasks.evaluate import open_trained
 from tasks.job import splitter_of
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.registered import OpenModel, RegisteredModel, open_model, watched_columns
 from tasks.retraining.decisions import Gain, resampled_gain
 from tasks.retraining.look import known_rows
 from tasks.session import Session, threads, user_code
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 
 def compare_here(store: Store, challenger: Store, champion: RegisteredModel, wanted: Mapping[str, Any]) -> Manifest:

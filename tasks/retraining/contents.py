@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.manifest import Manifest
 from tasks.mlflow_links import run_page, version_page
 from tasks.retraining.retraining_file import RetrainingFile
 from tasks.run_contents import MAX_TAG, Point, RunContents, as_text, cut, figure, flat, inline, table, valid_key
-from tasks.store import Manifest
 
 PROMOTED, KEPT, SKIPPED, FAILED = "promoted", "kept", "skipped", "failed"
 MOST_COLUMNS = 20

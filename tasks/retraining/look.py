@@ -16,9 +16,10 @@ from bitfount_model.data import SemanticType, TableProfile, drift, row_digests
 from bitfount_model.data.inference import category_codes
 from bitfount_model.errors import ModelFileError
 from tasks.job import LocalJob, source_of
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.registered import PROFILE, ROWS, RegisteredModel, open_model, watched_columns
 from tasks.retraining.decisions import Look
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 
 def look_at_rows(store: Store, job: LocalJob, champion: RegisteredModel | None) -> Manifest:

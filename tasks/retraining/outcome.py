@@ -10,10 +10,11 @@ from prefect.events import emit_event
 
 from bitfount_model.errors import ConfigurationError, TrackingError
 from tasks.aliases import promote
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.mlflow_client import connect, tracking_errors, with_password
 from tasks.retraining.decisions import Decision
 from tasks.step import step
-from tasks.store import Manifest, Store, read_manifest, write_manifest
+from tasks.store import Store
 
 WEBHOOK_SECONDS = 10.0
 VERSION_TAGS = ("bitfount.decision", "bitfount.why")

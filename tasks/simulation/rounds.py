@@ -26,6 +26,7 @@ from bitfount_model.weights_files import to_safetensors
 from tasks.epochs import append_epoch
 from tasks.fit import finite, validation_metrics
 from tasks.layout import EPOCHS
+from tasks.manifest import Manifest, read_manifest, write_manifest
 from tasks.progress import tell
 from tasks.session import threads, user_code
 from tasks.simulation.round_record import (
@@ -37,7 +38,7 @@ from tasks.simulation.round_record import (
 )
 from tasks.simulation.session import Simulation
 from tasks.simulation.sums import forget_sums
-from tasks.store import Manifest, Reference, local_path, read_manifest, write_manifest
+from tasks.store import Reference, local_path
 
 Work = Callable[[int, Reference, list[range]], Sequence[Reference]]
 """(round, global parameters, shares) -> the sums of each share: how workers are reached."""

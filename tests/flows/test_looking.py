@@ -17,7 +17,8 @@ from flows.cli import cli
 from flows.workspace import only_once
 from tasks.ending import end_kept, keep_end
 from tasks.layout import EPOCHS
-from tasks.store import Manifest, Store, write_manifest
+from tasks.manifest import Manifest, write_manifest
+from tasks.store import Store
 from tests.flows.conftest import MODEL, Ended
 from tests.tasks.federated_folder import federated_folder, rounds
 from tests.tasks.job_folder import history, job_folder

@@ -12,7 +12,8 @@ import pandas as pd
 
 from bitfount_model.data import BitfountSchema
 from tasks.federated.round_record import RoundRecord, write_record
-from tasks.store import Manifest, Store, write_manifest
+from tasks.manifest import Manifest, write_manifest
+from tasks.store import Store
 from tests.tasks.federated.test_round_record import record
 
 PODS = ("ann", "bob", "cat")

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from bitfount_model.data import BitfountSchema
-from tasks.store import Manifest, Store, write_manifest
+from tasks.manifest import Manifest, write_manifest
+from tasks.store import Store
 
 STEPS = ("initialise", "fit", "evaluate", "predict", "plots", "report")
 

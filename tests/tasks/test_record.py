@@ -23,10 +23,11 @@ from mlflow.utils.validation import _validate_metric_name
 from bitfount_model.errors import BitfountError, ConfigurationError, IntegrityError, TrackingError
 from tasks import record
 from tasks.live_metrics import LiveMetrics
+from tasks.manifest import read_manifest
 from tasks.mlflow_client import connect, ensure_experiment, ensure_run, quiet_mlflow_environment, without_password
 from tasks.record import mark_failed, record_job
 from tasks.run_contents import ROOM, STEPS, metric_keys, valid_key
-from tasks.store import Store, read_manifest
+from tasks.store import Store
 from tests.tasks.job_folder import history, job_folder
 from tests.tracking_server import TrackingServer
 

@@ -27,7 +27,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3fs.errors import translate_boto_error
 
 from bitfount_model.errors import ConfigurationError, IntegrityError, StorageError
-from tasks.store import Manifest, Store, local_path, manifest_name, read_file, read_manifest, write_manifest
+from tasks.layout import manifest_name
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
+from tasks.store import Store, local_path
 from tests.contracts import check_size_limit, check_store
 from tests.object_store import ObjectStore, object_store
 

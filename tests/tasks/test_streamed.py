@@ -21,10 +21,11 @@ from tasks.evaluate import evaluate_job
 from tasks.fit import train
 from tasks.initialise import initialise
 from tasks.job import JobError, LocalJob, check_job, to_json
+from tasks.manifest import Manifest, read_file
 from tasks.package import package_job
 from tasks.registered import PROFILE, ROWS
 from tasks.session import open_session
-from tasks.store import Manifest, Store, read_file
+from tasks.store import Store
 from tasks.streamed import is_streamed
 from tests.flows.conftest import MODEL
 

@@ -20,7 +20,8 @@ from bitfount_model.weights_files import to_safetensors
 from tasks.federated.exchange import Exchange
 from tasks.federated.federation import Federation
 from tasks.federated.messages import Joined
-from tasks.store import Manifest, Store, write_manifest
+from tasks.manifest import Manifest, write_manifest
+from tasks.store import Store
 from tests.tasks.federated.team import SOURCE, Team, table
 
 PODS = ("ann", "bob", "cat", "dan", "eve")

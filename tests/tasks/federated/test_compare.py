@@ -23,9 +23,10 @@ from tasks.federated import pod_worker
 from tasks.federated.compare import POOLED, Comparison, compare, comparison_rows, mean_of
 from tasks.federated.federation import Federation
 from tasks.federated.finish import ask_for_evaluation, collect_evaluation, keep_weights
+from tasks.manifest import Manifest, read_file, read_manifest, write_manifest
 from tasks.progress import listening
 from tasks.session import require
-from tasks.store import Manifest, Store, read_file, read_manifest, write_manifest
+from tasks.store import Store
 from tests.tasks.federated.team import SOURCE, Team, plain_step, table, trained
 
 EPOCHS, RATE = 3, 0.1

@@ -26,9 +26,10 @@ from tasks.federated.contents import (
 )
 from tasks.federated.finish import ask_for_evaluation, collect_evaluation, keep_weights
 from tasks.federated.round_record import RoundRecord
+from tasks.manifest import Manifest
 from tasks.run_contents import MAX_TAG, REASON, ROOM, Point
 from tasks.session import require
-from tasks.store import Manifest, Store
+from tasks.store import Store
 from tests.tasks.federated.team import SECRET, Team, plain_step, trained
 from tests.tasks.federated.test_round_record import record as round_record
 

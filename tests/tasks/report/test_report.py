@@ -16,10 +16,11 @@ from bitfount_model.errors import ConfigurationError
 from tasks.ending import keep_end
 from tasks.epochs import append_epoch, parsed_epochs
 from tasks.layout import EPOCHS
+from tasks.manifest import Manifest, write_manifest
 from tasks.report.charts import svg
 from tasks.report.step import report_html, report_job, report_of
 from tasks.report.values import OVER_ALL, STATES, Bars, Lines, Matrix, Points, Presence, Report, Section, Series, Stack
-from tasks.store import Manifest, Store, write_manifest
+from tasks.store import Store
 from tests.tasks.federated_folder import PODS, federated_folder, rounds
 from tests.tasks.job_folder import history, initialised, job_folder
 

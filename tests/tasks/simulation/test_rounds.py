@@ -16,10 +16,10 @@ from sklearn.metrics import accuracy_score
 from bitfount_model.errors import BitfountError, ConfigurationError, DataError, IntegrityError, QuorumError
 from tasks.evaluate import evaluate_job
 from tasks.initialise import initialise
+from tasks.manifest import read_file
 from tasks.simulation.round_record import read_rounds
 from tasks.simulation.rounds import SimulatedRounds, train_rounds
 from tasks.simulation.session import Simulation, close, opened
-from tasks.store import read_file
 from tests.bitfount_model.simulation.lab import table
 from tests.tasks.simulation.rows import PLAIN, REGRESSOR, simulation, work_here
 
