@@ -21,7 +21,7 @@ import torch
 from promises import Form, Promise, command_line, ratio
 
 from bitfount_model import codec
-from bitfount_model.federation.aggregation import MetricSums
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.federation.pod import Update
 from bitfount_model.types import Parameters
 from tasks.federated.exchange import Exchange, round_phase

@@ -6,8 +6,9 @@ Values in, values out: nothing here reads a file, a clock or a network, and what
 from __future__ import annotations
 
 from bitfount_model.data.moments import Moments
-from bitfount_model.federation.aggregation import MetricSums, RunningMean, apply_mean
+from bitfount_model.federation.aggregation import RunningMean, apply_mean
 from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppingState
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.federation.sampling import sample_pods
 from bitfount_model.federation.schemas import merge_schemas
 from bitfount_model.federation.server_optimisers import PUBLISHED, SERVER_OPTIMISERS, ServerSettings, server_settings

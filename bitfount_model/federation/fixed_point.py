@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from bitfount_model.errors import ParameterError, SecureSumError
-from bitfount_model.federation.aggregation import MetricSums
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.parameters import check_compatible, quoted, refusal, unusable
 from bitfount_model.types import Parameters, Words
 

@@ -9,7 +9,7 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from bitfount_model.errors import SerializationError
-from bitfount_model.federation.aggregation import MetricSums
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.federation.pod import Rows, Update
 from bitfount_model.federation.privacy import Spent
 from bitfount_model.types import JSON, Parameters

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from bitfount_model.data.names import suggestion
 from bitfount_model.errors import ConfigurationError, ParameterError
-from bitfount_model.federation.aggregation import RunningMean, apply_mean, checked_weight
+from bitfount_model.federation.aggregation import RunningMean, apply_mean
+from bitfount_model.federation.row_weights import checked_weight
 from bitfount_model.parameters import check_compatible, euclidean_norm, quoted
 from bitfount_model.types import Parameters
 from bitfount_model.updates import rounded_mean

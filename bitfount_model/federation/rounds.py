@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from bitfount_model import codec
 from bitfount_model.errors import ParameterError, QuorumError
-from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.early_stopping import EarlyStopping, EarlyStoppingState
 from bitfount_model.federation.fixed_point import SecureMean
 from bitfount_model.federation.job import FederatedJob
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.robust import aggregator
 from bitfount_model.federation.sampling import sample_pods

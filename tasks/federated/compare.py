@@ -19,7 +19,8 @@ from bitfount_model.data import DataFrameSource, DatasetSplitter
 from bitfount_model.errors import DivergedError, StorageError, TooFewRowsError
 from bitfount_model.federation import MetricSums, merge_statistics
 from bitfount_model.federation.job import job_from_json
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.policy import PodPolicy
 from bitfount_model.types import Parameters, SplitIndices
 from tasks.federated.finish import as_numbers

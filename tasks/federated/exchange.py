@@ -38,9 +38,9 @@ from torch import Tensor
 from bitfount_model import BitfountSchema, codec
 from bitfount_model.data import Preparation
 from bitfount_model.errors import ConfigurationError, IntegrityError, ParameterError, SerializationError
-from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import FederatedJob, job_from_json
 from bitfount_model.federation.messages import UpdateNote, note_from_json, note_of, rows_from_json
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.federation.pod import Update
 from bitfount_model.federation.signing import JobSignature
 from bitfount_model.federation.statistics import PodStatistics

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitfount_model import BitfountSchema, DataStructure, PyTorchBitfountModel
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import build_model
+from bitfount_model.federation.job_model import build_model
 from bitfount_model.reference import load_model_class
 from bitfount_model.types import TaskContext
 from tasks.federated.collect import Collector, Reach

@@ -44,7 +44,8 @@ from bitfount_model.federation.book import (
     Decision,
 )
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession, Rows, Update
+from bitfount_model.federation.pod import Pod, Rows, Update
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.signing import admitted
 from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase

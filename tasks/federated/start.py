@@ -11,7 +11,7 @@ from bitfount_model import BitfountSchema, DataStructure, PyTorchBitfountModel
 from bitfount_model.data import Preparation
 from bitfount_model.errors import QuorumError
 from bitfount_model.federation import PodStatistics, merge_schemas, merge_statistics
-from bitfount_model.federation.pod import chosen_metrics
+from bitfount_model.federation.job_model import chosen_metrics
 from bitfount_model.parameters import public_states
 from bitfount_model.serialization import dump
 from bitfount_model.weights_files import preparation_of, read_weights, to_safetensors

@@ -11,7 +11,8 @@ import pytest
 
 from bitfount_model import DataFrameSource
 from bitfount_model.errors import ConfigurationError, ModelFileError, PodError
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.pod_session import PodSession
 from flows.pod import Follower, take_part
 from flows.settings import read_pod
 from tasks.federated import pod_worker

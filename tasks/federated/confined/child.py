@@ -26,7 +26,8 @@ from bitfount_model.batch_progress import BatchCount
 from bitfount_model.data import Preparation, digest
 from bitfount_model.data.table_bytes import table_from_bytes
 from bitfount_model.federation.job import job_from_json
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.policy import PodPolicy
 from bitfount_model.types import JSON
 from tasks.federated.confined.channel import Channel, Message

@@ -11,7 +11,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 
 from bitfount_model import errors
 from bitfount_model.errors import ConfinedModelError, ConfinementError, SerializationError
-from bitfount_model.federation.aggregation import MetricSums
+from bitfount_model.federation.metric_sums import MetricSums
 from bitfount_model.types import JSON
 from tasks.federated.messages import MAX_REASON, StrictMessage
 

@@ -26,9 +26,10 @@ from bitfount_model.errors import (
     NotInitialisedError,
     ParameterError,
 )
-from bitfount_model.federation.aggregation import MetricSums
 from bitfount_model.federation.job import PREDICT, FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession, Update
+from bitfount_model.federation.metric_sums import MetricSums
+from bitfount_model.federation.pod import Pod, Update
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.parameters import check_compatible
 from bitfount_model.types import JSON, Parameters, PredictReturnType
 from tasks.federated.confined.channel import Message

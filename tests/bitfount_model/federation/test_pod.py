@@ -19,7 +19,8 @@ from bitfount_model.data import Preparation, SplitterDefinedInData, digest
 from bitfount_model.errors import ConfigurationError, DataError, TooFewRowsError
 from bitfount_model.federation import merge_statistics
 from bitfount_model.federation.job import EVALUATE, PREDICT, FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession, Rows
+from bitfount_model.federation.pod import Pod, Rows
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.types import Parameters
 from tests.bitfount_model.federation.test_rounds import OPEN, SOURCE, job
 

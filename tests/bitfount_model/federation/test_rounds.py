@@ -21,7 +21,9 @@ from bitfount_model import DataFrameSource, PercentageSplitter, codec
 from bitfount_model.errors import ConfigurationError, DataError, NotInitialisedError, QuorumError
 from bitfount_model.federation import merge_schemas, merge_statistics
 from bitfount_model.federation.job import FederatedJob, job_from_json
-from bitfount_model.federation.pod import Pod, PodSession, Update, build_model
+from bitfount_model.federation.job_model import build_model
+from bitfount_model.federation.pod import Pod, Update
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.policy import PodPolicy, policy_from_json
 from bitfount_model.federation.rounds import GlobalState, RoundSummary, asked_pods, close_round
 from bitfount_model.reference import load_model_class

@@ -12,7 +12,8 @@ import torch
 from bitfount_model import BitfountSchema, DataFrameSource, DataStructure, PyTorchBitfountModel
 from bitfount_model.data import PercentageSplitter
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.policy import PodPolicy
 from bitfount_model.reference import load_model_class
 from bitfount_model.simulation.clients import Clients

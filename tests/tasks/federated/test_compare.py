@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bitfount_model import codec
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.pod_session import PodSession
 from tasks.federated import compare as compare_module
 from tasks.federated import pod_worker
 from tasks.federated.compare import POOLED, Comparison, compare, comparison_rows, mean_of

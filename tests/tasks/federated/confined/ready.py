@@ -9,7 +9,8 @@ from typing import Any
 from bitfount_model import BitfountSchema, DataFrameSource, DataStructure
 from bitfount_model.data import Preparation
 from bitfount_model.federation.job import FederatedJob
-from bitfount_model.federation.pod import Pod, PodSession
+from bitfount_model.federation.pod import Pod
+from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.policy import PodPolicy
 from bitfount_model.federation.statistics import merge_statistics
 from tasks.federated.confined.limits import Limits

@@ -17,7 +17,7 @@ from bitfount_model import codec
 from bitfount_model.data import PercentageSplitter, SplitterDefinedInData
 from bitfount_model.data.splitters import DatasetSplitter
 from bitfount_model.errors import ConfigurationError, ConfinedModelError, DataError, NotInitialisedError, ParameterError
-from bitfount_model.federation.pod import PodSession
+from bitfount_model.federation.pod_session import PodSession
 from tasks.federated.confined import session as session_module
 from tasks.federated.confined.process import INHERITED, environment_of
 from tasks.federated.confined.session import ConfinedSession, open_confined, splitter_to_json
