@@ -18,21 +18,7 @@ import torch
 from prefect.utilities.timeout import timeout
 
 from bitfount_model.batch_progress import BatchCount
-from bitfount_model.errors import (
-    BitfountError,
-    ConfigurationError,
-    ConfinedModelError,
-    ConfinementError,
-    DivergedError,
-    IntegrityError,
-    ParameterError,
-    PodError,
-    PrivacyBudgetError,
-    SchemaMismatchError,
-    SecureSumError,
-    StorageError,
-    TooFewRowsError,
-)
+from bitfount_model.errors import ConfigurationError, IntegrityError, PodError, StorageError
 from bitfount_model.federation.book import (
     EVALUATED,
     FAILED,
@@ -47,9 +33,9 @@ from bitfount_model.federation.job import FederatedJob
 from bitfount_model.federation.pod import Pod, Rows, Update
 from bitfount_model.federation.pod_session import PodSession
 from bitfount_model.federation.signing import admitted
-from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Exchange, round_phase
 from tasks.federated.messages import Joined, Start
+from tasks.federated.pod_reasons import TooLateError, plain_reason, reason
 from tasks.federated.secure_messages import SecureMessages
 from tasks.federated.secure_part import KEYS, MASK, SHARES, UNMASK, SecurePart
 from tasks.progress import tell
@@ -65,33 +51,8 @@ logger = logging.getLogger(POD_LOGGER)
 
 Value = TypeVar("Value")
 
-# Their messages are made of settings, names, counts and shapes, never of values of rows.
-SPEAKABLE = (
-    ConfigurationError,
-    ConfinementError,
-    DivergedError,
-    ParameterError,
-    PrivacyBudgetError,
-    SecureSumError,
-    StorageError,
-    TooFewRowsError,
-)
-DOING = {
-    "statistics": "summarise its rows",
-    KEYS: "publish its keys",
-    SHARES: "share its seeds",
-    MASK: "mask its update",
-    UNMASK: "answer for the masks",
-}
-"""Steps whose names are no verbs."""
-
-
 OpenSession = Callable[[Pod, FederatedJob, bytes, str], PodSession]
 """(pod, job, the model's source, where its owner finds that) -> a session that has checked them."""
-
-
-class TooLateError(TimeoutError):
-    """A fit took longer than its round waits; doing it again would take as long."""
 
 
 class PodWorker:
@@ -382,40 +343,12 @@ class PodWorker:
             except Exception as error:
                 logger.error("pod %s, %s: %s", self.pod.name, name, "".join(traceback.format_exception(error)))
                 passes = is_transient(error) and not isinstance(error, TooLateError)
-                plain = self._plain_reason(name, error, names_columns=False)
-                raise PodError(self._reason(name, error), transient=passes, plain=plain) from None
+                deadline = None if self._pod_session is None else self.job.deadline_seconds
+                plain = plain_reason(self.pod.name, name, error, deadline)
+                raise PodError(reason(self.pod, name, error, deadline), transient=passes, plain=plain) from None
 
         task: Callable[..., Value] = step(name, run_name)(guarded)
         return task
-
-    def _reason(self, name: str, error: Exception) -> str:
-        """What the modeller is told of an error."""
-        if isinstance(error, ConfinedModelError) and self.pod.policy.errors_may_leave:
-            return f"{self._failed_to(name)}: {error}"
-        if self.pod.policy.errors_may_leave:
-            return (
-                f"{self._failed_to(name)}: {type(error).__name__}: {error}\n"
-                f"{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
-            )
-        return self._plain_reason(name, error, names_columns=self.pod.policy.columns == "all")
-
-    def _failed_to(self, name: str) -> str:
-        return f"pod {self.pod.name!r} failed to {DOING.get(name, name)}"
-
-    def _plain_reason(self, name: str, error: Exception, *, names_columns: bool) -> str:
-        """What may be told of an error without a value of a row in it."""
-        what = self._failed_to(name)
-        if isinstance(error, ConfinedModelError):
-            met = "" if error.met is None else f" (it seems to have met {error.met})"
-            return f"{what}: {error.kind} in the model or below it{met}; its text, which may hold values, is in the pod's own log"
-        if isinstance(error, TooLateError):
-            return f"{what}: it took longer than the deadline of {self.job.deadline_seconds:g} s"
-        names_all_columns = isinstance(error, SchemaMismatchError) and names_columns
-        if (isinstance(error, SPEAKABLE) or names_all_columns) and not came_through_model(error):
-            text = str(error)
-            return text if text.startswith(f"pod {self.pod.name!r}") else f"{what}: {text}"
-        where = "" if isinstance(error, BitfountError) else " in the model or below it"
-        return f"{what}: {type(error).__name__}{where}; its text, which may hold values, is in the pod's own log"
 
     def _opened(self) -> PodSession:
         if self._pod_session is None:
@@ -426,9 +359,3 @@ class PodWorker:
         if self._weights is None:
             raise ConfigurationError(f"pod {self.pod.name!r} is asked for nothing yet")
         return self._weights
-
-
-def came_through_model(error: BaseException) -> bool:
-    """Whether an error was raised in a model's own code, or below it: then its text may hold anything, whatever its type."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(str(frame.f_globals.get("__name__", "")).startswith(SOURCE_MODULE) for frame, _ in frames)

@@ -23,7 +23,8 @@ from bitfount_model.errors import (
 from bitfount_model.reference import SOURCE_MODULE
 from tasks.federated.exchange import round_phase
 from tasks.federated.messages import MAX_REASON
-from tasks.federated.pod_worker import POD_LOGGER, PodWorker, TooLateError
+from tasks.federated.pod_reasons import TooLateError
+from tasks.federated.pod_worker import POD_LOGGER, PodWorker
 from tasks.federated.rounds import Rounds
 from tasks.progress import listening
 from tests.tasks.federated.team import SECRET, Team, files_below, with_policy
