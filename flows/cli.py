@@ -21,6 +21,7 @@ from flows.commands.servers import down, up
 from flows.commands.train import train
 from flows.commands.ui import ui
 from flows.exit_codes import CODES_HELP, INTERRUPTED, UNEXPECTED, exit_code
+from tasks.memory import garbage_left_at_exit
 
 
 @click.group(epilog=CODES_HELP)
@@ -51,6 +52,7 @@ for each in (
 
 def main() -> None:
     """Runs the command line and exits with its code; see `--help`."""
+    garbage_left_at_exit()
     verbose = "--verbose" in sys.argv
     try:
         code = cli.main(standalone_mode=False)

@@ -20,6 +20,7 @@ from bitfount_model.errors import BitfountError, QuorumError
 from flows.console import RunView
 from flows.run import Surroundings
 from flows.workspace import Workspace
+from tasks.memory import garbage_left_at_exit
 
 MOST_KILLS = 3
 """How often in a row the process of a run may be killed before the run ends as failed."""
@@ -100,6 +101,7 @@ def ended(body: Callable[[], Ended]) -> Ended:
         What the body gives; or a failed state, `BelowQuorum` where too few pods answered, `KilledTooOften` where the run's
         process was killed `MOST_KILLS` times in a row.
     """
+    garbage_left_at_exit()
     if stopped := killed_too_often():
         return stopped
     try:

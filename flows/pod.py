@@ -23,7 +23,7 @@ from tasks.federated.confined.session import open_confined
 from tasks.federated.exchange import Exchange
 from tasks.federated.pod_file import PodFile
 from tasks.federated.pod_worker import PodWorker
-from tasks.memory import freed_memory_kept
+from tasks.memory import freed_memory_kept, garbage_left_at_exit
 from tasks.progress import listening
 
 POD_FILE = "BITFOUNT_POD_FILE"
@@ -47,6 +47,7 @@ def pod(job_id: str) -> dict[str, Any]:
         ModellerGoneError: the modeller gave no sign for too long.
         ConfigurationError: there is no such job, or this process serves no pod.
     """
+    garbage_left_at_exit()
     if not NAME.fullmatch(job_id):
         raise ConfigurationError(f"{job_id!r} is not a job id: letters, digits, '.', '_', '-', at most 80")
     settings = read_pod(Path(os.environ[POD_FILE]))

@@ -34,7 +34,7 @@ from tasks.federated.confined.channel import Channel, Message
 from tasks.federated.confined.messages import MAX_TRACE
 from tasks.federated.messages import MAX_REASON
 from tasks.job import SPLITTERS
-from tasks.memory import freed_memory_kept
+from tasks.memory import freed_memory_kept, garbage_left_at_exit
 
 FROM_POD = 2**62
 """What the pod sends may be as long as it is: it is the owner's own."""
@@ -126,6 +126,7 @@ class Answers:
 
 def main(descriptor: int, shared: int) -> None:
     """Answers until the pod has gone."""
+    garbage_left_at_exit()
     faulthandler.enable()
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning", "lightning.pytorch"):
