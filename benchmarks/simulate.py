@@ -30,7 +30,7 @@ FEW, MANY = (100, 10, 20), (1000, 100, 6)
 """Clients, sample, rounds."""
 GROWTH = 12.0
 """The most that a round of many may cost, in rounds of few."""
-CLIENTS = {Form.USUAL: (10, 100, 1000), Form.FULL: (10, 100, 1000, 10000)}
+CLIENTS = {Form.USUAL: (10, 1000), Form.FULL: (10, 100, 1000, 10000)}
 """Whose memory is compared; the quick form looks at none."""
 MEMORY_SPREAD = 1.10
 """The most that the largest peak of memory may be, in smallest ones."""
