@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from promises import Promise, number
 
@@ -11,9 +11,7 @@ GROSS = 2.0
 
 
 def regressions(rows: Sequence[Promise], recorded: Sequence[Promise]) -> dict[str, str]:
-    """What has grown grossly: the figure, and, where that is no ratio, also what it is beside its floor.
-
-    The same code takes twice the seconds where the machine is half as fast, but its floor does so too.
+    """What has grown grossly.
 
     Args:
         rows: as they were measured now.
@@ -22,20 +20,12 @@ def regressions(rows: Sequence[Promise], recorded: Sequence[Promise]) -> dict[st
     Returns:
         Name of the row -> what was found and what was recorded.
     """
-    before = {row.name: row for row in recorded}
+    before = {row.name: row.figure for row in recorded}
     return {
-        row.name: f"{number(row.figure)} {row.figure_unit}".rstrip() + f", recorded {number(before[row.name].figure)}"
+        row.name: f"{number(row.figure)} {row.figure_unit}".rstrip() + f", recorded {number(before[row.name])}"
         for row in rows
-        if row.name in before
-        and not any(found <= GROSS * old for found, old in sizes(row, before[row.name]))  # NaN too
+        if row.name in before and not row.figure <= GROSS * before[row.name]  # also where it is NaN
     }
-
-
-def sizes(row: Promise, before: Promise) -> Iterator[tuple[float, float]]:
-    """A row's figure, and, where that is no ratio and has a floor, the ratio to it: (now, before) of each."""
-    yield row.figure, before.figure
-    if row.figure_unit == row.unit and row.floor and before.floor:
-        yield row.figure / row.floor, before.figure / before.floor
 
 
 def unrecorded(rows: Sequence[Promise], recorded: Sequence[Promise]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench import BENCHMARKS, LONG
-from promises import Promise, amount, ratio, read_rows, write_json
+from promises import Promise, amount, read_rows, write_json
 from recorded import better, regressions, unrecorded
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -36,18 +36,6 @@ def row(figure: float, name: str = "fit") -> Promise:
 @pytest.mark.parametrize(("figure", "fails"), [(0.1, False), (1.0, False), (2.0, False), (2.01, True), (40.0, True)])
 def test_a_figure_over_twice_the_recorded_one_is_a_regression(figure: float, fails: bool) -> None:
     assert bool(regressions([row(figure)], [row(1.0)])) is fails
-
-
-@pytest.mark.parametrize(
-    ("figure", "floor", "fails"), [(4.0, 2.0, False), (4.1, 2.0, True), (4.0, 1.9, True), (1.9, 0.1, False)]
-)
-def test_seconds_may_grow_as_those_of_their_floor_do(figure: float, floor: float, fails: bool) -> None:
-    recorded = amount("fit", [1.0], 1.0, unit="s", floor=[1.0])
-    assert bool(regressions([amount("fit", [figure], 1.0, unit="s", floor=[floor])], [recorded])) is fails
-
-
-def test_a_ratio_may_not_grow_with_its_floor() -> None:
-    assert regressions([ratio("fit", [(100.0, 500.0)], unit="s")], [ratio("fit", [(1.0, 2.0)], unit="s")])
 
 
 def test_what_must_be_zero_may_not_become_one() -> None:
