@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
+WORK_SHARE = 20
+"""A pause is so many times as long as the processor worked for the last requests, which held up training in this process."""
+LONGEST_PAUSE_SECONDS = 10.0
 
 
 class LiveMetrics:
@@ -41,7 +45,7 @@ class LiveMetrics:
     """
 
     pause_seconds = 0.5
-    """Records that come within it share a request."""
+    """Records that come within it share requests."""
 
     def __init__(self, store: Store, *, tracking_uri: str, experiment: str, artifact_root: str | None = None) -> None:
         manifest = read_manifest(store, "initialise")
@@ -97,6 +101,7 @@ class LiveMetrics:
                 batch, last = list(self._pending), self._closing
             if not batch:
                 return
+            began = time.thread_time()
             try:
                 client = client or connect(self.tracking_uri)
                 self.log(client, batch)
@@ -110,7 +115,7 @@ class LiveMetrics:
                 continue
             with self._changed:
                 del self._pending[: len(batch)]
-            self._pause(self.pause_seconds)
+            self._pause(max(self.pause_seconds, min(WORK_SHARE * (time.thread_time() - began), LONGEST_PAUSE_SECONDS)))
             wait, told = FIRST_WAIT_SECONDS, False
 
     def _pause(self, seconds: float) -> None:

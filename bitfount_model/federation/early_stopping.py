@@ -47,7 +47,7 @@ class EarlyStoppingState:
 
     def to_json(self) -> JSON:
         """A JSON object; floats keep every bit."""
-        dumped: JSON = _StateSchema().dump(self)
+        dumped: JSON = _STATE.dump(self)
         return dumped
 
     @classmethod
@@ -58,7 +58,7 @@ class EarlyStoppingState:
             SerializationError: unknown or missing keys, or bad values; lists all of them.
         """
         try:
-            state: EarlyStoppingState = _StateSchema().load(data)
+            state: EarlyStoppingState = _STATE.load(data)
         except ValidationError as error:
             raise SerializationError(f"not a state of early stopping: {error.messages}") from error
         return state
@@ -173,6 +173,9 @@ class _StateSchema(Schema):
         if (data["best_round"] is None) is not (data["best_value"] is None):
             raise ValidationError("best_round and best_value go together.", "best_round")
         return EarlyStoppingState(**data)
+
+
+_STATE = _StateSchema()  # made once: that takes longer than to load a state
 
 
 def lower_is_better(metric: str, mode: Mode) -> bool:

@@ -88,7 +88,7 @@ def note_from_json(value: Any) -> UpdateNote:
         SerializationError: unknown or missing keys, or bad values; lists all of them.
     """
     try:
-        note: UpdateNote = _NoteSchema().load(value)
+        note: UpdateNote = _NOTE.load(value)
     except ValidationError as error:
         raise SerializationError(f"not an update: {error.messages}") from error
     return note
@@ -151,6 +151,9 @@ class _NoteSchema(Schema):
     def make_note(self, data: JSON, **_: Any) -> UpdateNote:
         """The dataclass."""
         return UpdateNote(**data)
+
+
+_NOTE = _NoteSchema()  # made once: that takes longer than to load a note
 
 
 class _RowsSchema(Schema):

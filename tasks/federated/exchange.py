@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import cache
 from typing import Any, TypeVar
 
 from marshmallow import Schema, ValidationError
@@ -99,6 +100,7 @@ class Exchange:
         self._common: BitfountSchema | None = None
         self._start: Start | None = None
         self._newest: tuple[str, dict[str, Any]] | None = None
+        self._asked: tuple[str, Asked] | None = None  # last, through this very object
         self._notes = Store(url, MAX_NOTE_BYTES, patience_seconds=patience_seconds)
         self.longest_pause = 0.01 if is_folder(self.store) else 1.0
 
@@ -147,7 +149,7 @@ class Exchange:
         Raises:
             SerializationError: it is not what a modeller writes.
         """
-        value = self._checked("job.sig.json", SignatureSchema())
+        value = self._checked("job.sig.json", SignatureSchema)
         return None if value is None else JobSignature(**value)
 
     # -- the modeller's sessions --------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ class Exchange:
 
     def session_end(self, number: int) -> JSON | None:
         """`{"state", "reason"}` of a session that is over, else None."""
-        end: JSON | None = self._checked(f"sessions/{number:04d}/ended.json", EndSchema())
+        end: JSON | None = self._checked(f"sessions/{number:04d}/ended.json", EndSchema)
         return end
 
     def say_here(self, number: int, pod: str) -> None:
@@ -210,7 +212,7 @@ class Exchange:
             SerializationError: it is not what a pod writes.
         """
         if pod not in self._joined:
-            value = self._checked(answer_name(JOIN, pod), JoinedSchema())
+            value = self._checked(answer_name(JOIN, pod), JoinedSchema)
             if value is None:
                 return None
             self._joined[pod] = Joined(BitfountSchema.loads(value["schema"]), rows_from_json(value["rows"]))
@@ -233,7 +235,7 @@ class Exchange:
 
     def common(self) -> BitfountSchema | None:
         """The common schema, or None while statistics are not asked for."""
-        if self._common is None and (value := self._checked("common.json", CommonSchema())) is not None:
+        if self._common is None and (value := self._checked("common.json", CommonSchema)) is not None:
             self._common = BitfountSchema.loads(value["schema"])
         return self._common
 
@@ -257,7 +259,7 @@ class Exchange:
 
     def start(self) -> Start | None:
         """What rounds begin with, or None while it is not known."""
-        if self._start is None and (value := self._checked("start.json", StartSchema())) is not None:
+        if self._start is None and (value := self._checked("start.json", StartSchema)) is not None:
             schema, preparation = BitfountSchema.loads(value["schema"]), Preparation.from_json(value["preparation"])
             self._start = Start(schema, preparation, tuple(value["pods"]))
         return self._start
@@ -286,10 +288,13 @@ class Exchange:
     def ask(self, phase: str, asked: Asked) -> None:
         """Opens a round, or the last phase."""
         self._put(f"{phase}/open.json", {"pods": list(asked.pods), "weights": asdict(asked.weights)})
+        self._asked = (phase, asked)
 
     def asked(self, phase: str) -> Asked | None:
         """What is asked in a phase, or None while it is not open."""
-        value = self._checked(f"{phase}/open.json", AskedSchema())
+        if self._asked is not None and self._asked[0] == phase:
+            return self._asked[1]
+        value = self._checked(f"{phase}/open.json", AskedSchema)
         return None if value is None else Asked(tuple(value["pods"]), Reference(**value["weights"]))
 
     def close(self, phase: str) -> None:
@@ -363,7 +368,7 @@ class Exchange:
         Raises:
             SerializationError, WeightsFileError: they are not what a pod writes.
         """
-        value = self._checked(answer_name(PREDICTION, pod), PredictionsSchema())
+        value = self._checked(answer_name(PREDICTION, pod), PredictionsSchema)
         if value is None:
             return None
         array = Reference(**value["array"])
@@ -380,7 +385,7 @@ class Exchange:
 
     def failure(self, phase: str, pod: str, session: int) -> str | None:
         """Why a pod has no answer in a session, or None if it has not said so."""
-        value = self._checked(f"{phase}/failed/{pod}.{session:04d}.json", FailureSchema())
+        value = self._checked(f"{phase}/failed/{pod}.{session:04d}.json", FailureSchema)
         return None if value is None else str(value["reason"])
 
     # -- secure sums: see `secure_messages` ----------------------------------------------------------------------------------------
@@ -422,12 +427,18 @@ class Exchange:
         except (ValueError, RecursionError) as error:
             raise SerializationError(f"{name} in {self.url} is not JSON: {error}") from error
 
-    def _checked(self, name: str, schema: Schema) -> Any:
+    def _checked(self, name: str, schema: type[Schema]) -> Any:
         value = self._get(name)
         try:
-            return None if value is None else schema.load(value)
+            return None if value is None else _made_once(schema).load(value)
         except ValidationError as error:
             raise SerializationError(f"{name} in {self.url} is not what is written there: {error.messages}") from error
+
+
+@cache
+def _made_once(schema: type[Schema]) -> Schema:
+    """A schema to load with: to make one takes longer than to load a message."""
+    return schema()
 
 
 def is_folder(store: Store) -> bool:

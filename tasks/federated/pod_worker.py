@@ -168,7 +168,9 @@ class PodWorker:
         self._weights = asked.weights
         if self.job.secure_aggregation:
             return self._sum_securely(phase, number)
-        return self._or_failed(phase, lambda: self._fit_task(pod, number))
+        self._or_failed(phase, lambda: self._fit_task(pod, number))
+        self._done = (phase, self.session)
+        return True
 
     def _sum_securely(self, phase: str, number: int) -> bool:
         """Does the next step of the round's secure sum; masks are of one session alone."""

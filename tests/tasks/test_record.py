@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mlflow.utils.validation import _validate_metric_name
 
 from bitfount_model.errors import BitfountError, ConfigurationError, IntegrityError, TrackingError
 from tasks import record
-from tasks.live_metrics import LiveMetrics
+from tasks.live_metrics import WORK_SHARE, LiveMetrics
 from tasks.manifest import read_manifest
 from tasks.mlflow_client import connect, ensure_experiment, ensure_run, quiet_mlflow_environment, without_password
 from tasks.record import mark_failed, record_job
@@ -478,6 +478,32 @@ def test_live_metrics_never_fail_the_training(dead_uri: str, tmp_path: Path, cap
         assert not live.close(timeout=60)
     assert [line.levelname for line in caplog.records if line.name == "tasks.live_metrics"] == ["WARNING"]
     assert "will appear in MLflow later" in caplog.text
+
+
+def test_live_metrics_leave_the_processor_to_the_training(where: dict[str, Any], tmp_path: Path) -> None:
+    worked: list[float] = []  # seconds of the processor
+    times: list[float] = []  # when a batch began, and when it was done
+
+    class Busy(LiveMetrics):
+        pause_seconds = 0.0
+
+        def log(self, client: MlflowClient, batch: list[Mapping[str, Any]]) -> None:
+            times.append(time.monotonic())
+            began = time.thread_time()
+            while time.thread_time() - began < 0.02:
+                pass
+            worked.append(time.thread_time() - began)
+            times.append(time.monotonic())
+
+    live = Busy(job_folder(tmp_path / "job", steps=STEPS[:1]), **where)
+    first, second, third = history(3)
+    live.put(first)
+    wait_for(lambda: len(times) == 2)
+    live.put(second)
+    wait_for(lambda: len(times) == 4)
+    live.put(third)
+    assert live.close(timeout=60), "what is left does not wait"
+    assert times[2] - times[1] >= WORK_SHARE * worked[0]
 
 
 def test_live_metrics_and_the_replay_may_meet(where: dict[str, Any], tmp_path: Path) -> None:

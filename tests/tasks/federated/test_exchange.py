@@ -151,6 +151,14 @@ def test_a_phase_is_asked_answered_and_closed(exchange: Exchange, url: str) -> N
     assert Exchange(url).evaluation("ann") == UPDATE.metrics and exchange.has_answer(EVALUATION, "ann")
 
 
+def test_who_asked_does_not_read_what_it_asked(tmp_path: Path) -> None:
+    exchange, asked = Exchange(str(tmp_path)), Asked(("ann",), Exchange(str(tmp_path)).put_weights(PARAMETERS))
+    exchange.ask(ROUND, asked)
+    (tmp_path / ROUND / "open.json").unlink()
+    assert exchange.asked(ROUND) == asked and exchange.asked(EVALUATION) is None
+    assert Exchange(str(tmp_path)).asked(ROUND) is None
+
+
 def test_predictions_come_with_plain_keys(exchange: Exchange) -> None:
     exchange.put_predictions("ann", torch.tensor([[0.25, 0.75]]), [torch.tensor(4711)])
     exchange.put_predictions("bob", torch.tensor([[1.0]]), None)

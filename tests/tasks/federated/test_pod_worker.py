@@ -13,7 +13,7 @@ import torch
 from bitfount_model import DataFrameSource
 from bitfount_model.errors import ConfigurationError
 from bitfount_model.federation.pod import Pod
-from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Asked, round_phase
+from tasks.federated.exchange import EVALUATION, JOIN, PREDICTION, Asked, Exchange, round_phase
 from tasks.federated.federation import Federation
 from tasks.federated.pod_worker import PodWorker
 from tasks.federated.rounds import Rounds
@@ -191,6 +191,17 @@ def test_a_failed_round_is_tried_again_only_in_another_session(team: Team) -> No
     worker.session = federation.exchange.begin_session({})
     assert exhausted(worker) == 1
     assert federation.exchange.has_answer(ROUND, "ann")
+
+
+def test_a_pod_that_answered_a_round_does_not_look_for_its_answer(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = team.initialised()
+    worker = worker_of(team, federation)
+    exhausted(worker)
+    Rounds(federation).open()
+    assert worker.advance()
+    monkeypatch.delattr(Exchange, "has_answer")
+    monkeypatch.delattr(Exchange, "asked")
+    assert not worker.advance()
 
 
 def test_a_pod_that_failed_in_a_round_comes_back_in_the_next(team: Team) -> None:
