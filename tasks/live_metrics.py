@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
-WORK_SHARE = 20
+REST_PER_WORK = 20
 """A pause is so many times as long as the processor worked for the last requests, which held up training in this process."""
 LONGEST_PAUSE_SECONDS = 10.0
 
@@ -115,7 +115,8 @@ class LiveMetrics:
                 continue
             with self._changed:
                 del self._pending[: len(batch)]
-            self._pause(max(self.pause_seconds, min(WORK_SHARE * (time.thread_time() - began), LONGEST_PAUSE_SECONDS)))
+            rest = min(REST_PER_WORK * (time.thread_time() - began), LONGEST_PAUSE_SECONDS)
+            self._pause(max(self.pause_seconds, rest))
             wait, told = FIRST_WAIT_SECONDS, False
 
     def _pause(self, seconds: float) -> None:

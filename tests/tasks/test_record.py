@@ -22,7 +22,7 @@ from mlflow.utils.validation import _validate_metric_name
 
 from bitfount_model.errors import BitfountError, ConfigurationError, IntegrityError, TrackingError
 from tasks import record
-from tasks.live_metrics import WORK_SHARE, LiveMetrics
+from tasks.live_metrics import REST_PER_WORK, LiveMetrics
 from tasks.manifest import read_manifest
 from tasks.mlflow_client import connect, ensure_experiment, ensure_run, quiet_mlflow_environment, without_password
 from tasks.record import mark_failed, record_job
@@ -503,7 +503,7 @@ def test_live_metrics_leave_the_processor_to_the_training(where: dict[str, Any],
     wait_for(lambda: len(times) == 4)
     live.put(third)
     assert live.close(timeout=60), "what is left does not wait"
-    assert times[2] - times[1] >= WORK_SHARE * worked[0]
+    assert times[2] - times[1] >= REST_PER_WORK * worked[0]
 
 
 def test_live_metrics_and_the_replay_may_meet(where: dict[str, Any], tmp_path: Path) -> None:
